@@ -1,0 +1,1 @@
+"""The neural parametric head model: networks, losses, training, fitting, meshing, metrics and baselines."""

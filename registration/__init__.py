@@ -1,0 +1,1 @@
+"""Geometry: meshes, frames, templates, capture fusion, alignment and non-rigid registration."""

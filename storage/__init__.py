@@ -1,0 +1,1 @@
+"""The ground floor: errors, bounded readers, digests, manifests, the artefact store and Zarr shards."""

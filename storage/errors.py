@@ -1,0 +1,32 @@
+"""The project's error root and its few kinds.
+
+A message is one line that says what is wrong, where, why, and what to do next.
+"""
+
+from __future__ import annotations
+
+
+class NphmError(Exception):
+    """Root of every error that the project raises on purpose."""
+
+
+class ScanRejected(NphmError):
+    """A scan's data can't be used. It is recorded with this reason and the run goes on."""
+
+
+class ConfigError(NphmError):
+    """The configuration or the command is wrong. The run stops at once."""
+
+
+class StorageConflict(NphmError):
+    """Two contents claim one key, or a stored artefact is not what its manifest says."""
+
+
+def one_line(what: str, where: str, why: str, remedy: str) -> str:
+    """Compose the one line that reaches a user.
+
+    >>> one_line("depth image is truncated", "S/001/smile/depth/003.png", "12 of 40 kB", "copy it again")
+    'S/001/smile/depth/003.png: depth image is truncated (12 of 40 kB); copy it again'
+    """
+    detail = f" ({why})" if why else ""
+    return f"{where}: {what}{detail}; {remedy}"
