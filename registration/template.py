@@ -1,0 +1,122 @@
+"""The template: one topology with everything that the later steps need to know of it."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from registration.mesh import Mesh
+from storage.errors import ConfigError, one_line
+
+REGIONS = ("face", "scalp", "ears", "neck", "lips", "eyes", "hair", "worn")
+"""Region names; a region's code is its place in this tuple. The template itself uses the first six."""
+
+
+@dataclass(frozen=True)
+class Template:
+    """A head template in the head frame (origin between the ears, +x to the head's left, +y up, +z out of the face; mm).
+
+    Attributes:
+        name: what the template calls itself.
+        mesh: the neutral head, n vertices.
+        landmarks: (68,) int32 vertex of each of the usual 68 landmarks (0 is on the head's right, at -x).
+        anchors: (K,) int32 vertex of each anchor; mirrored pairs first, interleaved, then those in the middle.
+        anchor_pairs: number of mirrored pairs.
+        regions: (n,) uint8 index into ``REGIONS``.
+        face_mask: (n,) bool, brow to chin, no ears, no throat.
+        mirror: (n,) int32 the vertex on the other side; its own on the middle line.
+        throat: (3,) int32 vertices that span the throat plane.
+        identity_basis: (I, n, 3) float32 mm per unit of a coefficient with unit spread; I may be 0.
+        expression_basis: (E, n, 3) float32 mm at full expression (coefficients 0 to 1); E may be 0.
+        expression_names: name of each expression mode.
+    """
+
+    name: str
+    mesh: Mesh
+    landmarks: NDArray[np.int32]
+    anchors: NDArray[np.int32]
+    anchor_pairs: int
+    regions: NDArray[np.uint8]
+    face_mask: NDArray[np.bool_]
+    mirror: NDArray[np.int32]
+    throat: NDArray[np.int32]
+    identity_basis: NDArray[np.float32]
+    expression_basis: NDArray[np.float32]
+    expression_names: tuple[str, ...] = ()
+
+    def to_bytes(self) -> bytes:
+        """Encode as an npz without pickle. Same template, same bytes."""
+        out = io.BytesIO()
+        np.savez(
+            out,
+            name=np.array(self.name),
+            vertices=self.mesh.vertices,
+            faces=self.mesh.faces,
+            landmarks=self.landmarks,
+            anchors=self.anchors,
+            anchor_pairs=np.int32(self.anchor_pairs),
+            regions=self.regions,
+            face_mask=self.face_mask,
+            mirror=self.mirror,
+            throat=self.throat,
+            identity_basis=self.identity_basis.astype(np.float16),
+            expression_basis=self.expression_basis.astype(np.float16),
+            expression_names=np.array(self.expression_names, dtype=np.str_),
+        )
+        return out.getvalue()
+
+    @classmethod
+    def from_bytes(cls, data: bytes, where: str = "template") -> Template:
+        """Decode what ``to_bytes`` wrote.
+
+        Raises:
+            ConfigError: no template, or its parts disagree in size.
+        """
+        try:
+            with np.load(io.BytesIO(data), allow_pickle=False) as z:
+                parts = {name: z[name] for name in z.files}
+            template = cls(
+                str(parts["name"]),
+                Mesh.of(parts["vertices"], parts["faces"]),
+                parts["landmarks"],
+                parts["anchors"],
+                int(parts["anchor_pairs"]),
+                parts["regions"],
+                parts["face_mask"],
+                parts["mirror"],
+                parts["throat"],
+                parts["identity_basis"].astype(np.float32),
+                parts["expression_basis"].astype(np.float32),
+                tuple(parts["expression_names"].tolist()),
+            )
+        except (ValueError, KeyError, OSError, EOFError) as error:
+            remedy = "make it with 'nphm template import-mesh' or 'import-ict'"
+            raise ConfigError(one_line("is no template", where, str(error), remedy)) from error
+        template.check(where)
+        return template
+
+    def check(self, where: str = "template") -> None:
+        """Hold the parts against each other.
+
+        Raises:
+            ConfigError: naming the part that disagrees.
+        """
+        n = len(self.mesh.vertices)
+        per_vertex = {"regions": self.regions, "face_mask": self.face_mask, "mirror": self.mirror}
+        for part, column in per_vertex.items():
+            if len(column) != n:
+                raise ConfigError(one_line(f"{part} has {len(column)} entries", where, f"{n} vertices", "import it again"))
+        for part, index in (("landmarks", self.landmarks), ("anchors", self.anchors), ("throat", self.throat)):
+            if index.size and (index.min() < 0 or index.max() >= n):
+                raise ConfigError(one_line(f"{part} name vertices beyond {n}", where, "", "import it again"))
+        for part, basis in (("identity_basis", self.identity_basis), ("expression_basis", self.expression_basis)):
+            if basis.shape[1:] != (n, 3):
+                raise ConfigError(one_line(f"{part} is {basis.shape}", where, f"{n} vertices", "import it again"))
+
+    def digest(self) -> str:
+        """SHA-256 of the encoded template."""
+        return hashlib.sha256(self.to_bytes()).hexdigest()
