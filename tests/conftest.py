@@ -1,0 +1,78 @@
+"""What several test folders share: captures of ICT heads, made by the tool that lies beside the checkout."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+CAPTURE_TOOL = SHARED / "tools" / "ict_captures.py"
+ICT_HEADS = SHARED / "heads" / "ict_heads.npz"
+
+
+@dataclass(frozen=True)
+class Captures:
+    """A simulated session and, apart from it, what only a test may read."""
+
+    session: Path
+    truth: Path
+
+
+def _need_ict() -> None:
+    """Skip where the heads are not beside the checkout; fail where `NPHM_ICT=required` says that they must be."""
+    if CAPTURE_TOOL.exists() and ICT_HEADS.exists():
+        return
+    missing = f"the ICT heads and their capture tool are not at {SHARED}"
+    if os.environ.get("NPHM_ICT") == "required":
+        pytest.fail(f"{missing}; put them there, or set NPHM_ICT=optional to skip these tests")
+    pytest.skip(missing)
+
+
+@pytest.fixture(scope="session")
+def ict_heads() -> Path:
+    """The file with the ICT heads, the input of `import-ict`."""
+    _need_ict()
+    return ICT_HEADS
+
+
+@pytest.fixture(scope="session")
+def ict_session(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Captures]:
+    """A function that makes a session of ICT heads, once for each set of arguments.
+
+    `ict_session(subjects=1, expressions=("neutral_open",), format="depth", profile="studio", views=None, size="320x240",
+    seed=0, extra=())`; `format` is depth, clouds or mesh, `extra` holds further arguments of the capture tool.
+    """
+    made: dict[tuple[object, ...], Captures] = {}
+
+    def make(
+        subjects: int = 1,
+        expressions: Sequence[str] = ("neutral_open",),
+        *,
+        format: str = "depth",
+        profile: str = "studio",
+        views: int | None = None,
+        size: str = "320x240",
+        seed: int = 0,
+        extra: Sequence[str] = (),
+    ) -> Captures:
+        _need_ict()
+        key = (subjects, tuple(expressions), format, profile, views, size, seed, tuple(extra))
+        if key not in made:
+            out = tmp_path_factory.mktemp("ict")
+            command = [sys.executable, str(CAPTURE_TOOL), str(out), "--subjects", str(subjects)]
+            command += ["--expressions", ",".join(expressions), "--format", format, "--profile", profile]
+            command += ["--size", size, "--seed", str(seed), *extra]
+            if views is not None:
+                command += ["--views", str(views)]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+            assert done.returncode == 0, done.stderr
+            made[key] = Captures(out / "session", out / "truth")
+        return made[key]
+
+    return make
