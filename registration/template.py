@@ -18,7 +18,7 @@ REGIONS = ("face", "scalp", "ears", "neck", "lips", "eyes", "hair", "worn")
 
 @dataclass(frozen=True)
 class Template:
-    """A head template in the head frame (origin between the ears, +x to the head's left, +y up, +z out of the face; mm).
+    """A head template in the head frame: origin between the ears, +x to the head's left, +y up, +z out of the face, mm.
 
     Attributes:
         name: what the template calls itself.
@@ -109,7 +109,9 @@ class Template:
         per_vertex = {"regions": self.regions, "face_mask": self.face_mask, "mirror": self.mirror}
         for part, column in per_vertex.items():
             if len(column) != n:
-                raise ConfigError(one_line(f"{part} has {len(column)} entries", where, f"{n} vertices", "import it again"))
+                raise ConfigError(
+                    one_line(f"{part} has {len(column)} entries", where, f"{n} vertices", "import it again")
+                )
         for part, index in (("landmarks", self.landmarks), ("anchors", self.anchors), ("throat", self.throat)):
             if index.size and (index.min() < 0 or index.max() >= n):
                 raise ConfigError(one_line(f"{part} name vertices beyond {n}", where, "", "import it again"))

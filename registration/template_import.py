@@ -1,0 +1,154 @@
+"""Templates from outside: the ICT face model, or any mesh with 68 landmarks."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from registration.anchors import anchor_density, choose_anchors
+from registration.mesh import Mesh
+from registration.template import Template
+from registration.template_regions import LIPS, find_regions, find_throat, mirror_map
+from storage.errors import ConfigError, ScanRejected, one_line
+from storage.obj import read_obj
+
+ICT_SKIN_VERTICES = 11248
+"""The ICT model's first two parts: face, then head and neck."""
+ICT_FACE_VERTICES = 6706
+"""Brow to chin, without ears and throat."""
+MAX_NPZ_BYTES = 512 * 1024**2
+
+
+def import_ict(path: Path) -> Template:
+    """Read the ICT face model's skin as a template: its identity and expression modes, in its own vertex order.
+
+    Args:
+        path: an npz with ``neutral``, ``identity``, ``expression``, ``expression_names``, ``faces`` (quads, -1 in the
+            last corner of a triangle) and ``landmarks``, in mm; or the folder of an ICT-FaceKit checkout.
+
+    Raises:
+        ConfigError: the file or folder is none of the two, or its parts disagree.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return _from_checkout(path)
+    if not path.is_file():
+        raise ConfigError(one_line("is not there", str(path), "", "name an ICT-FaceKit folder or its npz"))
+    if path.stat().st_size > MAX_NPZ_BYTES:
+        raise ConfigError(
+            one_line("is too large", str(path), f"over {MAX_NPZ_BYTES} bytes", "name the ICT model's npz")
+        )
+    try:
+        with np.load(path, allow_pickle=False) as z:
+            quads = z["faces"]
+            return _ict_template(
+                z["neutral"][:ICT_SKIN_VERTICES],
+                quads[(quads < ICT_SKIN_VERTICES).all(1)],
+                z["landmarks"],
+                z["identity"][:, :ICT_SKIN_VERTICES],
+                z["expression"][:, :ICT_SKIN_VERTICES],
+                tuple(str(name) for name in z["expression_names"]),
+                str(path),
+            )
+    except (ValueError, KeyError, OSError, EOFError, IndexError) as error:
+        raise ConfigError(
+            one_line("is no ICT model", str(path), str(error), "name an ICT-FaceKit folder or its npz")
+        ) from error
+
+
+def _from_checkout(folder: Path) -> Template:
+    model = folder / "FaceXModel" if (folder / "FaceXModel").is_dir() else folder
+    notes = model / "vertex_indices.json"
+    remedy = "clone ICT-FaceKit again, with its large files"
+    if not (model / "generic_neutral_mesh.obj").is_file() or not notes.is_file():
+        why = "generic_neutral_mesh.obj or vertex_indices.json is missing"
+        raise ConfigError(one_line("is no ICT-FaceKit checkout", str(folder), why, remedy))
+    try:
+        landmarks = np.array(json.loads(notes.read_text())["idx_to_landmark_verts"], np.int64)
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(one_line("names no landmarks", str(notes), str(error), remedy)) from error
+
+    def vertices_of(file: Path) -> NDArray[np.float64]:
+        found = read_obj(file.read_bytes(), str(file)).vertices
+        if len(found) < ICT_SKIN_VERTICES:
+            why = f"{len(found)} vertices, {ICT_SKIN_VERTICES} wanted"
+            raise ConfigError(one_line("is no mesh of the ICT model", str(file), why, remedy))
+        return found[:ICT_SKIN_VERTICES]
+
+    files = sorted(model.glob("*.obj"))
+    identities = [f for f in files if f.stem.startswith("identity")]
+    expressions = [f for f in files if not f.stem.startswith(("identity", "generic_neutral_mesh"))]
+    try:
+        neutral = vertices_of(model / "generic_neutral_mesh.obj")
+        faces = read_obj((model / "generic_neutral_mesh.obj").read_bytes(), str(model)).triangles
+        to_mm = _unit_to_mm(neutral)
+        return _ict_template(
+            neutral * to_mm,
+            faces[(faces < ICT_SKIN_VERTICES).all(1)],
+            landmarks,
+            _modes(identities, neutral, to_mm, vertices_of),
+            _modes(expressions, neutral, to_mm, vertices_of),
+            tuple(f.stem for f in expressions),
+            str(folder),
+        )
+    except ScanRejected as error:
+        raise ConfigError(str(error)) from error
+
+
+def _modes(
+    files: list[Path], neutral: NDArray[np.float64], to_mm: float, read: Callable[[Path], NDArray[np.float64]]
+) -> NDArray[np.float32]:
+    offsets = np.zeros((len(files), *neutral.shape), np.float32)
+    for offset, file in zip(offsets, files, strict=True):
+        offset[:] = (read(file) - neutral) * to_mm
+    return offsets
+
+
+def _unit_to_mm(neutral: NDArray[np.float64]) -> float:
+    """The unit of a head with shoulders, from its height of 300 to 400 mm."""
+    height = float(np.ptp(neutral[:, 1]))
+    return 1.0 if height > 100 else 10.0 if height > 10 else 100.0 if height > 1 else 1000.0
+
+
+def _ict_template(
+    neutral: NDArray[np.floating],
+    polygons: NDArray[np.integer],
+    landmarks: NDArray[np.integer],
+    identity: NDArray[np.floating],
+    expression: NDArray[np.floating],
+    names: tuple[str, ...],
+    where: str,
+) -> Template:
+    if len(neutral) != ICT_SKIN_VERTICES or landmarks.shape != (68,) or len(names) != len(expression):
+        why = f"{len(neutral)} skin vertices, {landmarks.size} landmarks, {len(names)} names of {len(expression)} modes"
+        raise ConfigError(one_line("is no ICT model", where, why, "name an ICT-FaceKit folder or its npz"))
+    faces = polygons
+    if polygons.shape[1] == 4:
+        faces = np.concatenate([polygons[:, :3], polygons[polygons[:, 3] >= 0][:, [0, 2, 3]]])
+    mesh = Mesh.of(neutral, faces)
+    face_mask = np.arange(ICT_SKIN_VERTICES) < ICT_FACE_VERTICES
+    mirror = mirror_map(mesh.vertices, where)
+    regions = find_regions(mesh.vertices, mesh.vertices[landmarks], face_mask)
+    throat = find_throat(mesh.vertices)
+    inside_mouth = (regions == LIPS) & (mesh.vertices[:, 2] < mesh.vertices[landmarks[48:60], 2].min())
+    density = anchor_density(mesh.vertices, face_mask, float(mesh.vertices[throat, 1].mean()), inside_mouth)
+    template = Template(
+        name="ict",
+        mesh=mesh,
+        landmarks=landmarks.astype(np.int32),
+        anchors=choose_anchors(mesh.vertices, mirror, density),
+        anchor_pairs=16,
+        regions=regions,
+        face_mask=face_mask,
+        mirror=mirror,
+        throat=throat,
+        identity_basis=identity.astype(np.float32),
+        expression_basis=expression.astype(np.float32),
+        expression_names=names,
+    )
+    template.check(where)
+    return template
