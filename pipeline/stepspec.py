@@ -1,0 +1,61 @@
+"""What the planner needs to know of a step: its name, version, config, inputs and cost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from pipeline.workspace import Workspace
+    from storage.manifest import Manifest
+
+Over = Literal["own", "canonical", "train", "held_out", "all", "model"]
+"""Whose results a step needs.
+
+``own``: of its own key. ``canonical``: of its subject's canonical scan, where that is another scan.
+``train``, ``held_out`` and ``all``: of every accepted scan of these subjects. ``model``: of its own model.
+"""
+
+
+@dataclass(frozen=True)
+class Need:
+    """Results of an earlier step that a step reads."""
+
+    step: str
+    over: Over = "own"
+
+
+@dataclass(frozen=True)
+class StepSpec:
+    """One step as the planner and the executor see it.
+
+    Attributes:
+        name: as on the command line and in ``PipelineConfig``.
+        folder: where its manifests lie in a workspace: FOLDER/KEY/report.json.
+        version: raised when the step's code gives other results for the same inputs.
+        run: module-level function of (workspace, key) that computes and commits.
+        judge: function of (figures, thresholds) that lists what speaks against the result.
+        scope: one result a ``scan``, or one a ``model``.
+        needs: what it reads; the first one decides whether there is anything to do.
+        uses_template: whether the template is among its inputs.
+        own_folder: whether nobody else writes in FOLDER/KEY.
+        minutes: rough cost of one key on 2 cores.
+        megabytes: rough size of one key's outputs.
+    """
+
+    name: str
+    folder: str
+    version: int
+    run: Callable[[Workspace, str], Manifest]
+    judge: Callable[[Mapping[str, Any], Any], list[str]]
+    scope: Literal["scan", "model"] = "scan"
+    needs: tuple[Need, ...] = ()
+    uses_template: bool = False
+    own_folder: bool = True
+    minutes: float = 0.0
+    megabytes: float = 0.0
+
+    def manifest_path(self, key: str) -> str:
+        """Where the manifest of a key lies in the workspace."""
+        return f"{self.folder}/{key}/report.json"

@@ -1,0 +1,240 @@
+"""The one artefact store: a local folder or an S3-compatible bucket behind the same few verbs."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+import tempfile
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import obstore
+
+from storage.errors import ConfigError, StorageConflict, one_line
+
+_SCRATCH = ".tmp"
+
+
+class Stat(NamedTuple):
+    """What a store knows of an object without reading it.
+
+    Attributes:
+        bytes: its size.
+        version: changes whenever the object is written anew (modification time on disk, entity tag in a bucket).
+        modified_ns: when it was last written, in nanoseconds since 1970.
+    """
+
+    bytes: int
+    version: str
+    modified_ns: int
+
+
+def check_path(path: str) -> str:
+    """Return a store path that can't leave the store: relative, '/'-separated, without '.' and '..'.
+
+    Raises:
+        StorageConflict: the path could climb out.
+    """
+    parts = path.split("/")
+    if any(part in ("", ".", "..") for part in parts) or "\\" in path or "\0" in path or parts[0] == _SCRATCH:
+        raise StorageConflict(one_line("is no path in a store", repr(path), "", "use a relative path without '..'"))
+    return path
+
+
+class Store(ABC):
+    """Objects under '/'-separated paths. ``put`` is atomic: a reader sees the old bytes or the new, never a part."""
+
+    url: str
+
+    @abstractmethod
+    def get(self, path: str) -> bytes:
+        """Read a whole object.
+
+        Raises:
+            FileNotFoundError: there is none.
+        """
+
+    @abstractmethod
+    def put(self, path: str, data: bytes) -> None:
+        """Write a whole object, atomically and durably."""
+
+    @abstractmethod
+    def delete(self, path: str) -> None:
+        """Remove an object; one that is not there is no error."""
+
+    @abstractmethod
+    def stat(self, path: str) -> Stat | None:
+        """Size and version of an object, or None where there is none."""
+
+    @abstractmethod
+    def list(self, prefix: str = "") -> Iterator[str]:
+        """The paths of all objects under a folder (``prefix`` names whole path components), sorted."""
+
+    def exists(self, path: str) -> bool:
+        """Whether there is an object."""
+        return self.stat(path) is not None
+
+    @contextmanager
+    def local_path(self, path: str) -> Iterator[Path]:
+        """A real file with the object's bytes, to be read only, for libraries that want a file name.
+
+        Raises:
+            FileNotFoundError: there is no such object.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / path.rsplit("/", 1)[-1]
+            file.write_bytes(self.get(path))
+            yield file
+
+    def sweep(self) -> int:
+        """Remove what killed writers left behind; returns how many files that were."""
+        return 0
+
+
+class LocalStore(Store):
+    """A store in a folder. Objects are written beside the tree, synced and renamed into place."""
+
+    def __init__(self, root: Path | str) -> None:
+        self.root = Path(os.path.realpath(root))
+        self.url = str(self.root)
+
+    def _file(self, path: str) -> Path:
+        return self.root / check_path(path)
+
+    def _inside(self, path: str) -> Path:
+        file = self._file(path)
+        real = os.path.realpath(file)
+        if not real.startswith(str(self.root) + os.sep):
+            why = f"a link leads to {real}"
+            raise StorageConflict(one_line("lies outside the store", str(file), why, "remove the link"))
+        return file
+
+    def get(self, path: str) -> bytes:
+        return self._inside(path).read_bytes()
+
+    def put(self, path: str, data: bytes) -> None:
+        file = self._inside(path)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        scratch = self.root / _SCRATCH
+        scratch.mkdir(exist_ok=True)
+        temporary = scratch / f"{socket.gethostname()}.{os.getpid()}.{secrets.token_hex(6)}"
+        try:
+            with temporary.open("wb") as out:
+                out.write(data)
+                out.flush()
+                os.fsync(out.fileno())
+            temporary.replace(file)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        _sync_folder(file.parent)
+
+    def delete(self, path: str) -> None:
+        file = self._inside(path)
+        file.unlink(missing_ok=True)
+
+    def stat(self, path: str) -> Stat | None:
+        try:
+            found = os.stat(self._file(path))
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        return Stat(found.st_size, str(found.st_mtime_ns), found.st_mtime_ns)
+
+    def list(self, prefix: str = "") -> Iterator[str]:
+        top = self.root / check_path(prefix.rstrip("/")) if prefix else self.root
+        found = []
+        for folder, folders, files in os.walk(top):
+            folders[:] = [name for name in folders if not (name == _SCRATCH and Path(folder) == self.root)]
+            inside = Path(folder).relative_to(self.root)
+            found += [(inside / name).as_posix() for name in files]
+        yield from sorted(found)
+
+    @contextmanager
+    def local_path(self, path: str) -> Iterator[Path]:
+        file = self._inside(path)
+        if not file.is_file():
+            raise FileNotFoundError(path)
+        yield file
+
+    def sweep(self) -> int:
+        swept = 0
+        for file in (self.root / _SCRATCH).glob(f"{socket.gethostname()}.*"):
+            if not _alive(int(file.name.split(".")[-2])):
+                file.unlink(missing_ok=True)
+                swept += 1
+        return swept
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+class ObjectStore(Store):
+    """A store in a bucket, or in memory for tests, over any store of ``obstore``.
+
+    Args:
+        remote: an ``obstore`` store, such as ``S3Store`` or ``MemoryStore``.
+        url: what the store calls itself in messages and to other processes.
+    """
+
+    def __init__(self, remote: Any, url: str) -> None:
+        self.remote = remote
+        self.url = url
+
+    def get(self, path: str) -> bytes:
+        return bytes(obstore.get(self.remote, check_path(path)).bytes())
+
+    def put(self, path: str, data: bytes) -> None:
+        obstore.put(self.remote, check_path(path), data)
+
+    def delete(self, path: str) -> None:
+        if self.exists(path):
+            obstore.delete(self.remote, path)
+
+    def stat(self, path: str) -> Stat | None:
+        try:
+            found = obstore.head(self.remote, check_path(path))
+        except FileNotFoundError:
+            return None
+        modified_ns = round(found["last_modified"].timestamp() * 1e9)
+        return Stat(found["size"], found["e_tag"] or str(modified_ns), modified_ns)
+
+    def list(self, prefix: str = "") -> Iterator[str]:
+        folder = check_path(prefix.rstrip("/")) if prefix else None
+        paths = (entry["path"] for batch in obstore.list(self.remote, folder) for entry in batch)
+        yield from sorted(paths)
+
+
+def open_store(url: str) -> Store:
+    """Open a store by a local path or ``s3://bucket/prefix``.
+
+    Credentials, region and endpoint of a bucket come from the usual ``AWS_*`` variables.
+
+    Raises:
+        ConfigError: the URL's scheme is not known.
+    """
+    if url.startswith("s3://"):
+        from obstore.store import S3Store
+
+        return ObjectStore(S3Store.from_url(url), url)
+    if "://" in url and not url.startswith("file://"):
+        raise ConfigError(one_line("is no store", url, "", "give a folder or s3://bucket/prefix"))
+    return LocalStore(url.removeprefix("file://"))
