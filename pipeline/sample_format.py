@@ -1,0 +1,233 @@
+"""Training samples as arrays, and how they are stored: all in the head frame, in mm."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from registration.template import REGIONS
+from storage.quantise import Column, decode_octahedral, encode_octahedral
+from storage.shards import encode_group
+
+SAMPLES_ROOT = "samples.zarr"
+"""The Zarr hierarchy in a workspace; a scan's group is SAMPLES_ROOT/SUBJECT/EXPRESSION."""
+
+FACE, OBSERVED = 1, 2
+"""Bits of a sample's flags: it lies on the face; its nearest surface was seen and not guessed."""
+
+
+@dataclass(frozen=True)
+class IdentitySamples:
+    """Samples of a subject's canonical scan, for the identity field. Rows are in random order.
+
+    Attributes:
+        surface: (N, 3) float32 on the clean surface.
+        normal: (N, 3) float32 unit, outward.
+        region: (N,) uint8 index into ``REGIONS``.
+        face: (N,) bool, on the face.
+        observed: (N,) bool, seen by the rig, not filled in.
+        near: (M, 3) float32 around the surface.
+        near_sdf: (M,) float32 signed distance, negative inside.
+        near_observed: (M,) bool, the nearest surface was seen.
+        space: (S, 3) float32 in the space box.
+        space_sdf: (S,) float32.
+        space_observed: (S,) bool.
+        anchors: (K, 3) float32 the subject's anchors, from its registration.
+    """
+
+    surface: NDArray[np.float32]
+    normal: NDArray[np.float32]
+    region: NDArray[np.uint8]
+    face: NDArray[np.bool_]
+    observed: NDArray[np.bool_]
+    near: NDArray[np.float32]
+    near_sdf: NDArray[np.float32]
+    near_observed: NDArray[np.bool_]
+    space: NDArray[np.float32]
+    space_sdf: NDArray[np.float32]
+    space_observed: NDArray[np.bool_]
+    anchors: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class DeformationSamples:
+    """Canonical-to-posed correspondences of a scan, for the deformation field. Rows are in random order.
+
+    Attributes:
+        canonical: (P, 3) float32 on and around the subject's canonical registration.
+        posed: (P, 3) float32 the same material points in the scan's expression.
+        region: (P,) uint8 index into ``REGIONS``.
+        weight: (P,) float32 from 0 to 1, confidence in the correspondence.
+    """
+
+    canonical: NDArray[np.float32]
+    posed: NDArray[np.float32]
+    region: NDArray[np.uint8]
+    weight: NDArray[np.float32]
+
+
+POSITION_STEP_MM = 0.01
+NEAR_STEP_MM = 0.005
+SPACE_STEP_MM = 0.02
+_CENTRE_MM = -327.68
+_REGION_ATTRIBUTES = {"flag_values": list(range(len(REGIONS))), "flag_meanings": " ".join(REGIONS)}
+_FLAG_ATTRIBUTES = {"flag_masks": [FACE, OBSERVED], "flag_meanings": "face observed"}
+_NORMAL_ATTRIBUTES = {"encoding": "octahedral, two bytes; code 0..254 maps to -1..1", "frame": "head"}
+
+
+def _position(name: str, rows: str, meaning: str) -> Column:
+    where = {"frame": "head"}
+    return Column(name, "uint16", (rows, "xyz"), meaning, POSITION_STEP_MM, _CENTRE_MM, "mm", where)
+
+
+def _distance(name: str, rows: str, step: float) -> Column:
+    return Column(name, "int16", (rows,), "signed distance, negative inside", step, 0.0, "mm")
+
+
+def _flags(name: str, rows: str) -> Column:
+    return Column(name, "uint8", (rows,), "what is known of the nearest surface", attributes=_FLAG_ATTRIBUTES)
+
+
+def _region(name: str, rows: str) -> Column:
+    return Column(name, "uint8", (rows,), "region of the head", attributes=_REGION_ATTRIBUTES)
+
+
+COLUMNS: Mapping[str, Column] = {
+    column.name: column
+    for column in (
+        _position("surface_position", "surface", "point on the clean surface"),
+        Column("surface_normal", "uint8", ("surface", "uv"), "outward unit normal", attributes=_NORMAL_ATTRIBUTES),
+        _region("surface_region", "surface"),
+        _flags("surface_flags", "surface"),
+        _position("near_position", "near", "point around the clean surface"),
+        _distance("near_distance", "near", NEAR_STEP_MM),
+        _flags("near_flags", "near"),
+        _position("space_position", "space", "point in the space box"),
+        _distance("space_distance", "space", SPACE_STEP_MM),
+        _flags("space_flags", "space"),
+        _position("pair_canonical", "pair", "point in canonical space"),
+        Column(
+            "pair_displacement",
+            "int16",
+            ("pair", "xyz"),
+            "posed minus canonical position",
+            POSITION_STEP_MM,
+            0.0,
+            "mm",
+            {"frame": "head"},
+        ),
+        _region("pair_region", "pair"),
+        Column("pair_weight", "uint8", ("pair",), "confidence from 0 to 1", 1 / 255, 0.0, "1"),
+        Column(
+            "anchors", "float32", ("anchor", "xyz"), "anchor of the subject", unit="mm", attributes={"frame": "head"}
+        ),
+    )
+}
+
+SURFACE = ("surface_position", "surface_normal", "surface_region", "surface_flags")
+NEAR = ("near_position", "near_distance", "near_flags")
+SPACE = ("space_position", "space_distance", "space_flags")
+PAIRS = ("pair_canonical", "pair_displacement", "pair_region", "pair_weight")
+
+Raw = Mapping[str, NDArray]
+"""Stored values by column name, all with the same rows."""
+
+
+def quantise_samples(samples: IdentitySamples | DeformationSamples, where: str) -> dict[str, NDArray]:
+    """Stored values by column name.
+
+    Args:
+        samples: as the sample step made them.
+        where: the scan's key, for the message.
+
+    Raises:
+        ScanRejected: a point lies too far out to be stored.
+    """
+    if isinstance(samples, DeformationSamples):
+        canonical = COLUMNS["pair_canonical"].quantise(samples.canonical, where)
+        posed = COLUMNS["pair_canonical"].quantise(samples.posed, where)
+        steps = posed.astype(np.int32) - canonical  # on the grid, so that posed keeps the position's own error bound
+        return {
+            "pair_canonical": canonical,
+            "pair_displacement": COLUMNS["pair_displacement"].quantise(steps * POSITION_STEP_MM, where),
+            "pair_region": samples.region,
+            "pair_weight": COLUMNS["pair_weight"].quantise(samples.weight, where),
+        }
+    stored: dict[str, NDArray] = {
+        "surface_position": samples.surface,
+        "near_position": samples.near,
+        "near_distance": samples.near_sdf,
+        "space_position": samples.space,
+        "space_distance": samples.space_sdf,
+    }
+    stored = {name: COLUMNS[name].quantise(values, where) for name, values in stored.items()}
+    return stored | {
+        "surface_normal": encode_octahedral(samples.normal),
+        "surface_region": samples.region,
+        "surface_flags": (samples.face * FACE + samples.observed * OBSERVED).astype(np.uint8),
+        "near_flags": (samples.near_observed * OBSERVED).astype(np.uint8),
+        "space_flags": (samples.space_observed * OBSERVED).astype(np.uint8),
+        "anchors": samples.anchors.astype(np.float32),
+    }
+
+
+def encode_samples(stored: Raw, attributes: Mapping[str, Any]) -> dict[str, bytes]:
+    """The objects of a scan's Zarr group, bytes by path inside the group."""
+    return encode_group({name: (COLUMNS[name], stored[name]) for name in COLUMNS if name in stored}, attributes)
+
+
+def _decode(raw: Raw, name: str) -> NDArray:
+    return COLUMNS[name].decode(raw[name])
+
+
+def decode_surface(raw: Raw) -> dict[str, NDArray]:
+    """Surface rows as a batch holds them: ``surface``, ``normal``, ``region``, ``face``, ``observed``."""
+    return {
+        "surface": _decode(raw, "surface_position"),
+        "normal": decode_octahedral(raw["surface_normal"]),
+        "region": raw["surface_region"],
+        "face": (raw["surface_flags"] & FACE) != 0,
+        "observed": (raw["surface_flags"] & OBSERVED) != 0,
+    }
+
+
+def decode_near(raw: Raw) -> dict[str, NDArray]:
+    """Near rows as a batch holds them: ``near``, ``near_sdf``, ``near_observed``."""
+    return {
+        "near": _decode(raw, "near_position"),
+        "near_sdf": _decode(raw, "near_distance"),
+        "near_observed": (raw["near_flags"] & OBSERVED) != 0,
+    }
+
+
+def decode_space(raw: Raw) -> dict[str, NDArray]:
+    """Space rows as a batch holds them: ``space``, ``space_sdf``, ``space_observed``."""
+    return {
+        "space": _decode(raw, "space_position"),
+        "space_sdf": _decode(raw, "space_distance"),
+        "space_observed": (raw["space_flags"] & OBSERVED) != 0,
+    }
+
+
+def decode_pairs(raw: Raw) -> dict[str, NDArray]:
+    """Pairs as a batch holds them: ``canonical``, ``posed``, ``pair_region``, ``weight``."""
+    canonical = _decode(raw, "pair_canonical")
+    return {
+        "canonical": canonical,
+        "posed": canonical + _decode(raw, "pair_displacement"),
+        "pair_region": raw["pair_region"],
+        "weight": _decode(raw, "pair_weight"),
+    }
+
+
+DECODERS: Mapping[str, tuple[tuple[str, ...], Callable[[Raw], dict[str, NDArray]]]] = {
+    "surface": (SURFACE, decode_surface),
+    "near": (NEAR, decode_near),
+    "space": (SPACE, decode_space),
+    "pairs": (PAIRS, decode_pairs),
+}
+"""For each set of samples, its columns and how stored rows become what a batch holds."""
