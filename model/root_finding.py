@@ -1,7 +1,7 @@
 """Canonical correspondences of observed points under a forward deformation, and gradients through them.
 
-The deformation maps canonical to posed: x_p = x_c + delta(x_c). An observed point is posed, so its canonical place is the
-root of x_c + delta(x_c) - x_p. Broyden's method finds it; the implicit function theorem gives its gradient without
+The deformation maps canonical to posed: x_p = x_c + delta(x_c). An observed point is posed, so its canonical place is
+the root of x_c + delta(x_c) - x_p. Broyden's method finds it; the implicit function theorem gives its gradient without
 differentiating through the iterations.
 """
 
@@ -108,7 +108,7 @@ def _broyden(
 
 
 def posed_jacobian(displacement: Displacement, canonical: Tensor) -> Tensor:
-    """Jacobian (n, 3, 3) of x + delta(x) at canonical points (n, 3), detached; row i is the gradient of coordinate i."""
+    """Jacobian (n, 3, 3) of x + delta(x) at canonical points (n, 3), detached; row i belongs to coordinate i."""
     with torch.enable_grad():
         x = canonical.detach().requires_grad_(True)
         delta = displacement(x)
@@ -132,8 +132,8 @@ def safe_inverse(matrices: Tensor, smallest_determinant: float = 1e-3) -> Tensor
 def implicit_canonical(canonical: Tensor, reposed: Tensor, observed: Tensor, inverse_jacobian: Tensor) -> Tensor:
     """Canonical points with the gradient of the implicit function theorem; their values stay what they are.
 
-    x = x_c - J^-1 ((x_p - x_p.detach()) - (x_o - x_o.detach())): a code that would push the point's posed place away moves
-    its canonical place the other way, and a pose that moves the observed point takes its canonical place along.
+    x = x_c - J^-1 ((x_p - x_p.detach()) - (x_o - x_o.detach())): a code that would push the point's posed place away
+    moves its canonical place the other way, and a pose that moves the observed point takes its canonical place along.
 
     Args:
         canonical: (n, 3) roots.

@@ -1,0 +1,124 @@
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from model.code_prior import CodeLayout, CodePrior, expression_prior, identity_prior
+from model.fitting import FitConfig, FittedCodes, fit_codes
+from model.observation import Observation, small_rigid
+from model.units import to_mm, to_units
+from registration.mesh import transform_points
+
+RADII_MM = np.array([75.0, 110.0, 95.0])
+
+
+class Ellipsoids:
+    """Heads that are ellipsoids with an off-centre nose; the expression shifts and squeezes the lower half."""
+
+    def sdf(self, points: Tensor, identity: Tensor) -> Tensor:
+        radii = torch.tensor(to_units(RADII_MM), dtype=torch.float32) * torch.exp(0.1 * identity[:, None, :3])
+        away = points - torch.tensor([0.0, 0.0, to_units(100.0)])
+        nose = to_units(12.0) * (1 + identity[:, None, 3]) * torch.exp(-(away**2).sum(2) / to_units(25.0) ** 2)
+        scaled = (points / radii).norm(dim=2)
+        return (scaled - 1) * scaled / (points / radii**2).norm(dim=2).clamp_min(1e-6) - nose
+
+    def displacement(self, points: Tensor, identity: Tensor, expression: Tensor) -> Tensor:
+        low = torch.sigmoid(-points[..., 1] / to_units(20.0))
+        drop = to_units(10.0) * expression[:, None, 0] * low
+        wide = 0.1 * expression[:, None, 1] * low * points[..., 0]
+        return torch.stack([wide, -drop, torch.zeros_like(drop)], 2)
+
+
+PRIOR_Z = CodePrior(np.zeros(4), np.eye(4))
+PRIOR_E = CodePrior(np.zeros(2), np.eye(2))
+CONFIG = FitConfig(points=800, sample_weight=1.0, noise_mm=0.3)
+
+
+def cloud(identity: list[float], expression: list[float], count: int = 1500, seed: int = 0) -> np.ndarray:
+    """Points (n, 3) on the posed surface, mm: directions are pushed to the zero level, then deformed."""
+    fields, z = Ellipsoids(), torch.tensor([identity])
+    rng = np.random.default_rng(seed)
+    direction = rng.normal(size=(count, 3))
+    direction[:, 2] = np.abs(direction[:, 2])
+    x = torch.tensor(to_units(direction / np.linalg.norm(direction, axis=1, keepdims=True) * 100), dtype=torch.float32)
+    for _ in range(60):
+        x = x * (1 - fields.sdf(x[None], z)[0] / x.norm(dim=1))[:, None]
+    posed = x + fields.displacement(x[None], z, torch.tensor([expression]))[0]
+    return to_mm(posed.double().numpy())
+
+
+def fit(*clouds: np.ndarray, config: FitConfig = CONFIG, seed: int = 0) -> FittedCodes:
+    observations = [Observation(f"cloud {i}", points) for i, points in enumerate(clouds)]
+    return fit_codes(Ellipsoids(), PRIOR_Z, PRIOR_E, observations, config, seed)
+
+
+def test_finds_identity_and_expression_of_one_view() -> None:
+    fitted = fit(cloud([0.8, -0.5, 0.6, 0.7], [1.2, -0.8]))
+    assert np.nanmedian(fitted.residual_mm[0]) < 0.1
+    np.testing.assert_allclose(fitted.identity, [0.8, -0.5, 0.6, 0.7], atol=0.2)
+    np.testing.assert_allclose(fitted.expressions[0], [1.2, -0.8], atol=0.2)
+
+
+def test_expressions_of_one_person_share_their_identity() -> None:
+    expressions = [[1.5, 0.5], [0.0, 0.0], [-0.5, -1.0]]
+    clouds = [cloud([0.8, -0.5, 0.6, 0.7], e, seed=i) for i, e in enumerate(expressions)]
+    fitted = fit(*clouds)
+    assert len(fitted.expressions) == len(fitted.residual_mm) == 3
+    np.testing.assert_allclose(fitted.identity, [0.8, -0.5, 0.6, 0.7], atol=0.15)
+    np.testing.assert_allclose(np.stack(fitted.expressions), expressions, atol=0.2)
+
+
+def test_finds_a_wrong_pose() -> None:
+    wrong = small_rigid(np.array([0.03, -0.05, 0.02, 3.0, -4.0, 2.0]))
+    fitted = fit(transform_points(wrong, cloud([0.5, -0.5, 0.3, 0.5], [0.5, 0.3])))
+    assert np.nanmedian(fitted.residual_mm[0]) < 0.1
+    points = cloud([0.5, -0.5, 0.3, 0.5], [0.5, 0.3])
+    moved = transform_points(fitted.T_told_from_head[0], points) - transform_points(wrong, points)
+    assert np.median(np.linalg.norm(moved, axis=1)) < 2.0
+
+
+def test_a_kept_pose_stays() -> None:
+    config = CONFIG.model_copy(update={"rotation_deg": 0.0, "translation_mm": 0.0})
+    fitted = fit(cloud([0.5, -0.5, 0.3, 0.5], [0.5, 0.3]), config=config)
+    np.testing.assert_array_equal(fitted.T_told_from_head[0], np.eye(4))
+
+
+def test_clutter_does_not_bend_the_head() -> None:
+    points = cloud([0.8, -0.5, 0.6, 0.7], [1.2, -0.8])
+    clutter = np.random.default_rng(1).uniform([-150, -150, 100], [150, 150, 250], (300, 3))
+    fitted = fit(np.concatenate([points, clutter]))
+    np.testing.assert_allclose(fitted.identity, [0.8, -0.5, 0.6, 0.7], atol=0.25)
+
+
+def test_same_seed_same_codes_and_no_points_no_news() -> None:
+    points = cloud([0.8, -0.5, 0.6, 0.7], [1.2, -0.8])
+    first, second = fit(points, seed=3), fit(points, seed=3)
+    assert first.identity.tobytes() == second.identity.tobytes()
+    far = fit(points + 400.0)
+    assert np.isfinite(far.identity).all()
+
+
+def test_priors_know_the_mirror() -> None:
+    layout = CodeLayout(global_dim=2, local_dim=3, pairs=2, parts=6)
+    assert layout.dim == 20
+    rng = np.random.default_rng(0)
+    codes = rng.normal(size=(6, 20))
+    swap = layout.mirrored()
+    codes[:, 2:14] = 0.5 * (codes + codes[:, swap])[:, 2:14] + 0.05 * codes[:, 2:14]  # nearly symmetric people
+    prior = identity_prior(codes, layout)
+    np.testing.assert_allclose(prior.mean, prior.mean[swap])
+    code = rng.normal(size=20)
+    assert prior.cost(code) == pytest.approx(prior.cost(code[swap]))
+    lopsided, even = prior.mean.copy(), prior.mean.copy()
+    lopsided[2:5] += 0.5
+    lopsided[5:8] -= 0.5
+    even[2:8] += 0.5
+    assert prior.cost(lopsided) > 5 * prior.cost(even)
+    assert np.linalg.eigvalsh(prior.precision).min() > 0
+
+
+def test_expression_prior_has_the_spread_of_its_codes() -> None:
+    codes = np.random.default_rng(0).normal(size=(400, 3)) * [1.0, 2.0, 0.5] + [0, 1, 0]
+    prior = expression_prior(codes)
+    np.testing.assert_allclose(1 / np.sqrt(np.diag(prior.precision)), [1.0, 2.0, 0.5], rtol=0.15)
+    assert prior.cost(prior.mean) == 0
