@@ -1,4 +1,4 @@
-"""What a capture is once it is read: depth views, clouds or a fused mesh, all in mm."""
+"""What a capture is once it is read: depth views, clouds or a fused mesh, all in mm; and its cameras' geometry."""
 
 from __future__ import annotations
 
@@ -30,6 +30,10 @@ class Intrinsics:
     cx: float
     cy: float
     distortion: tuple[float, float, float, float, float] = (0.0, 0.0, 0.0, 0.0, 0.0)
+
+    def as_row(self) -> NDArray[np.float64]:
+        """(9,) fx, fy, cx, cy, k1, k2, p1, p2, k3: the form that the compiled kernels take."""
+        return np.array([self.fx, self.fy, self.cx, self.cy, *self.distortion])
 
 
 @dataclass(frozen=True)
@@ -68,3 +72,53 @@ class Capture:
     depth_views: tuple[DepthView, ...] = ()
     clouds: tuple[Mesh, ...] = ()
     mesh: Mesh | None = None
+
+
+def distort(x: NDArray, y: NDArray, terms: tuple[float, ...]) -> tuple[NDArray, NDArray]:
+    """Apply Brown's lens distortion to normalised image coordinates (x/z, y/z) of any shape."""
+    k1, k2, p1, p2, k3 = terms
+    r2 = x * x + y * y
+    radial = 1 + r2 * (k1 + r2 * (k2 + r2 * k3))
+    return (
+        x * radial + 2 * p1 * x * y + p2 * (r2 + 2 * x * x),
+        y * radial + p1 * (r2 + 2 * y * y) + 2 * p2 * x * y,
+    )
+
+
+def pixel_rays(
+    camera: Intrinsics, u: NDArray[np.floating], v: NDArray[np.floating]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Normalised coordinates (x/z, y/z) of image positions in pixels, the lens distortion taken out.
+
+    Newton's method on a numerical Jacobian; exact to rounding for distortions that do not fold within the image.
+    """
+    target_x = (np.asarray(u, np.float64) - camera.cx) / camera.fx
+    target_y = (np.asarray(v, np.float64) - camera.cy) / camera.fy
+    terms = camera.distortion
+    if not any(terms):
+        return target_x, target_y
+    x, y = target_x.copy(), target_y.copy()
+    h = 1e-6
+    for _ in range(8):
+        dx, dy = distort(x, y, terms)
+        ax, ay = distort(x + h, y, terms)
+        bx, by = distort(x, y + h, terms)
+        xx, yx, xy, yy = (ax - dx) / h, (ay - dy) / h, (bx - dx) / h, (by - dy) / h
+        det = xx * yy - xy * yx
+        rx, ry = target_x - dx, target_y - dy
+        x += (yy * rx - xy * ry) / det
+        y += (xx * ry - yx * rx) / det
+    return x, y
+
+
+def view_points(view: DepthView, stride: int = 1) -> NDArray[np.float64]:
+    """World points (n, 3) in mm of every ``stride``-th pixel in both directions that has a return."""
+    offset = stride // 2
+    rows, columns = np.mgrid[offset : view.depth_mm.shape[0] : stride, offset : view.depth_mm.shape[1] : stride]
+    depth = view.depth_mm[rows, columns].astype(np.float64)
+    seen = depth > 0
+    x, y = pixel_rays(view.intrinsics, columns[seen] + 0.5, rows[seen] + 0.5)
+    z = depth[seen]
+    camera = np.stack([x * z, y * z, z], 1)
+    T = view.T_world_from_camera
+    return camera @ T[:3, :3].T + T[:3, 3]
