@@ -1,10 +1,10 @@
 """How the anchors' fields hand over to each other: one function for training, fitting and meshing.
 
 An anchor's weight is ``exp(-sharpness t) (1 - t)^2`` with ``t`` the squared distance to it over its squared reach, and
-exactly zero beyond: the log-weights of a softmax times a smooth window of finite reach. Weight and first derivative vanish
-at the reach, so that an anchor may be left out there without a crack. The background field has the same small weight
-everywhere; it fills what the anchors leave, all of it where none reaches. The weights are divided by their sum, which is
-never below the background's. (Paper, equation 4, whose Gaussian weights die out in far space together with their sum.)
+exactly zero beyond: the log-weights of a softmax times a smooth window of finite reach. Weight and first derivative
+vanish at the reach, so that an anchor may be left out there without a crack. The background field has the same small
+weight everywhere; it fills what the anchors leave, all of it where none reaches. The weights are divided by their sum,
+which is never below the background's. (Paper, section 3.1, whose Gaussian weights die out in far space with their sum.)
 """
 
 from __future__ import annotations

@@ -16,29 +16,53 @@ class _Frozen(BaseModel):
 class IdentityConfig(_Frozen):
     """The identity field: one small network an anchor and one for the background (paper, section 3.1)."""
 
-    global_dim: int = Field(64, ge=1, description="entries of the code that every local network and the anchors share")
-    local_dim: int = Field(32, ge=1, description="entries of the code of each anchor and of the background")
-    hidden: tuple[int, ...] = Field((64, 64, 64), min_length=1, description="outputs of the hidden layers")
-    skip_layer: int | None = Field(None, description="hidden layer that is given the network's input once more")
-    activation: ActivationName = Field("silu", description="softplus100 is the paper's; silu is cheap and as smooth")
-    anchor_hidden: tuple[int, ...] = Field((256, 256), description="hidden layers of the network that places anchors")
-    reach_neighbours: int = Field(6, ge=1, description="an anchor's reach is its distance to this neighbour, ...")
-    reach_factor: float = Field(1.0, gt=0, description="... times this")
-    background_reach_units: float = Field(0.6, gt=0, description="scale of the background network's coordinates")
-    sharpness: float = Field(4.0, ge=0, description="log-weight an anchor has lost at its reach, before the window")
-    background_weight: float = Field(0.01, gt=0, description="weight of the background, an anchor's own place being 1")
+    global_dim: int = Field(
+        default=64, ge=1, description="entries of the code that every local network and the anchors share"
+    )
+    local_dim: int = Field(default=32, ge=1, description="entries of the code of each anchor and of the background")
+    hidden: tuple[int, ...] = Field(default=(64, 64, 64), min_length=1, description="outputs of the hidden layers")
+    skip_layer: int | None = Field(default=None, description="hidden layer that is given the network's input once more")
+    activation: ActivationName = Field(
+        default="silu", description="softplus100 is the paper's; silu is cheap and as smooth"
+    )
+    anchor_hidden: tuple[int, ...] = Field(
+        default=(256, 256), description="hidden layers of the network that places anchors"
+    )
+    reach_neighbours: int = Field(
+        default=6, ge=1, description="an anchor's reach is its distance to this neighbour, ..."
+    )
+    reach_factor: float = Field(default=1.0, gt=0, description="... times this")
+    background_reach_units: float = Field(
+        default=0.6, gt=0, description="scale of the background network's coordinates"
+    )
+    sharpness: float = Field(
+        default=4.0, ge=0, description="log-weight an anchor has lost at its reach, before the window"
+    )
+    background_weight: float = Field(
+        default=0.01, gt=0, description="weight of the background, an anchor's own place being 1"
+    )
 
 
 class DeformationConfig(_Frozen):
     """The expression field: one network that moves canonical points (paper, section 3.2)."""
 
-    expression_dim: int = Field(64, ge=1, description="entries of the expression code")
-    compressed_dim: int = Field(32, ge=1, description="entries to which identity code and anchors are compressed")
-    hidden: tuple[int, ...] = Field((160, 160, 160, 160), min_length=1, description="outputs of the hidden layers")
-    skip_layer: int | None = Field(2, description="hidden layer that is given the network's input once more")
-    activation: ActivationName = Field("silu", description="softplus100 is the paper's; silu is cheap and as smooth")
-    coordinate_gain: float = Field(4.0, gt=0, description="positions are multiplied by this before the first layer")
-    compression_noise: float = Field(0.005, ge=0, description="spread of the noise on the compressed code in training")
+    expression_dim: int = Field(default=64, ge=1, description="entries of the expression code")
+    compressed_dim: int = Field(
+        default=32, ge=1, description="entries to which identity code and anchors are compressed"
+    )
+    hidden: tuple[int, ...] = Field(
+        default=(160, 160, 160, 160), min_length=1, description="outputs of the hidden layers"
+    )
+    skip_layer: int | None = Field(default=2, description="hidden layer that is given the network's input once more")
+    activation: ActivationName = Field(
+        default="silu", description="softplus100 is the paper's; silu is cheap and as smooth"
+    )
+    coordinate_gain: float = Field(
+        default=4.0, gt=0, description="positions are multiplied by this before the first layer"
+    )
+    compression_noise: float = Field(
+        default=0.005, ge=0, description="spread of the noise on the compressed code in training"
+    )
 
 
 class FieldConfig(_Frozen):
@@ -51,24 +75,24 @@ class FieldConfig(_Frozen):
 class IdentityLossWeights(_Frozen):
     """Weights of the losses of stage 1; a weight of 0 leaves the term out."""
 
-    surf_sdf: float = Field(2.0, ge=0, description="absolute distance at surface points")
-    normals: float = Field(0.3, ge=0, description="length of gradient less normal at surface points")
-    grad: float = Field(0.1, ge=0, description="eikonal: absolute of gradient's length less one")
-    space_sdf: float = Field(0.0, ge=0, description="exp(-10 |sdf|) at space points, which need no distances")
-    near_sdf: float = Field(1.0, ge=0, description="absolute error of the distance near the surface")
-    space_sdf_direct: float = Field(0.5, ge=0, description="absolute error of the distance, clamped, in space")
-    lat_reg: float = Field(0.01, ge=0, description="squared length of the identity code")
-    anchors: float = Field(7.5, ge=0, description="mean squared error of predicted anchors, model units")
-    symm_dist: float = Field(0.01, ge=0, description="distance between the local codes of a mirrored pair")
-    middle_dist: float = Field(0.0, ge=0, description="squared length of the local codes on the middle line")
+    surf_sdf: float = Field(default=2.0, ge=0, description="absolute distance at surface points")
+    normals: float = Field(default=0.3, ge=0, description="length of gradient less normal at surface points")
+    grad: float = Field(default=0.1, ge=0, description="eikonal: absolute of gradient's length less one")
+    space_sdf: float = Field(default=0.0, ge=0, description="exp(-10 |sdf|) at space points, which need no distances")
+    near_sdf: float = Field(default=1.0, ge=0, description="absolute error of the distance near the surface")
+    space_sdf_direct: float = Field(default=0.5, ge=0, description="absolute error of the distance, clamped, in space")
+    lat_reg: float = Field(default=0.01, ge=0, description="squared length of the identity code")
+    anchors: float = Field(default=7.5, ge=0, description="mean squared error of predicted anchors, model units")
+    symm_dist: float = Field(default=0.01, ge=0, description="distance between the local codes of a mirrored pair")
+    middle_dist: float = Field(default=0.0, ge=0, description="squared length of the local codes on the middle line")
 
 
 class DeformationLossWeights(_Frozen):
     """Weights of the losses of stage 2."""
 
-    corresp: float = Field(100.0, ge=0, description="squared error of posed points, model units")
-    lat_reg_ex: float = Field(5e-5, ge=0, description="squared length of the expression code")
-    reg_zero: float = Field(5e-5, ge=0, description="squared displacement at points anywhere")
+    corresp: float = Field(default=100.0, ge=0, description="squared error of posed points, model units")
+    lat_reg_ex: float = Field(default=5e-5, ge=0, description="squared length of the expression code")
+    reg_zero: float = Field(default=5e-5, ge=0, description="squared displacement at points anywhere")
 
 
 class StageConfig(_Frozen):
@@ -77,13 +101,15 @@ class StageConfig(_Frozen):
     steps: int = Field(ge=0, description="optimiser steps; a preset counts steps, never minutes")
     learning_rate: float = Field(gt=0, description="of the networks, at the start")
     code_learning_rate: float = Field(gt=0, description="of the codes, at the start")
-    schedule: Literal["cosine", "halving"] = Field("cosine", description="cosine to final_share, or halving")
-    final_share: float = Field(0.01, gt=0, le=1, description="cosine: rates at the end over those at the start")
-    halving_steps: int = Field(40000, ge=1, description="halving: steps between two halvings")
-    warmup_steps: int = Field(50, ge=0, description="rates rise linearly over these")
-    weight_decay: float = Field(0.0, ge=0, description="decoupled weight decay of the networks")
-    clip: float = Field(1.0, gt=0, description="limit of the gradient's norm, networks and codes apart")
-    average: float = Field(0.0, ge=0, lt=1, description="decay a step of the averaged weights; 0 takes the last ones")
+    schedule: Literal["cosine", "halving"] = Field(default="cosine", description="cosine to final_share, or halving")
+    final_share: float = Field(default=0.01, gt=0, le=1, description="cosine: rates at the end over those at the start")
+    halving_steps: int = Field(default=40000, ge=1, description="halving: steps between two halvings")
+    warmup_steps: int = Field(default=50, ge=0, description="rates rise linearly over these")
+    weight_decay: float = Field(default=0.0, ge=0, description="decoupled weight decay of the networks")
+    clip: float = Field(default=1.0, gt=0, description="limit of the gradient's norm, networks and codes apart")
+    average: float = Field(
+        default=0.0, ge=0, lt=1, description="decay a step of the averaged weights; 0 takes the last ones"
+    )
     code_init: float = Field(gt=0, description="spread of the codes at the start, over the root of their length")
 
 
@@ -95,24 +121,24 @@ class TrainingConfig(_Frozen):
     stage2: StageConfig = StageConfig(steps=12000, learning_rate=1e-3, code_learning_rate=2e-3, code_init=0.1)
     identity_losses: IdentityLossWeights = IdentityLossWeights()
     deformation_losses: DeformationLossWeights = DeformationLossWeights()
-    distance_clamp_mm: float = Field(25.0, gt=0, description="direct distances count up to here")
-    surface_gradient_share: float = Field(0.5, ge=0, le=1, description="surface points given normal and eikonal terms")
-    near_gradient_share: float = Field(0.0, ge=0, le=1, description="near points given the eikonal term")
-    space_gradient_share: float = Field(0.0, ge=0, le=1, description="space points given the eikonal term")
-    outer_normal_clamp: float = Field(0.75, gt=0, description="limit of the normal term off the face")
-    outer_normal_weight: float = Field(0.5, ge=0, description="weight of the normal term off the face")
-    seed: int = Field(0, ge=0, description="of initial weights, codes and noise")
-    threads: int = Field(2, ge=1, description="CPU threads; the same number gives the same bits")
-    record_every: int = Field(20, ge=1, description="steps between two records of the training curve")
-    checkpoint_every: int = Field(500, ge=1, description="steps between two checkpoints")
+    distance_clamp_mm: float = Field(default=25.0, gt=0, description="direct distances count up to here")
+    surface_gradient_share: float = Field(
+        default=0.5, ge=0, le=1, description="surface points given normal and eikonal terms"
+    )
+    near_gradient_share: float = Field(default=0.0, ge=0, le=1, description="near points given the eikonal term")
+    space_gradient_share: float = Field(default=0.0, ge=0, le=1, description="space points given the eikonal term")
+    outer_normal_clamp: float = Field(default=0.75, gt=0, description="limit of the normal term off the face")
+    outer_normal_weight: float = Field(default=0.5, ge=0, description="weight of the normal term off the face")
+    seed: int = Field(default=0, ge=0, description="of initial weights, codes and noise")
+    threads: int = Field(default=2, ge=1, description="CPU threads; the same number gives the same bits")
+    record_every: int = Field(default=20, ge=1, description="steps between two records of the training curve")
+    checkpoint_every: int = Field(default=500, ge=1, description="steps between two checkpoints")
 
     @model_validator(mode="after")
     def _skips_exist(self) -> TrainingConfig:
         for name, part in (("identity", self.field.identity), ("deformation", self.field.deformation)):
             if part.skip_layer is not None and not 1 <= part.skip_layer < len(part.hidden):
-                raise ValueError(
-                    f"field.{name}.skip_layer {part.skip_layer} is none of the hidden layers after the first"
-                )
+                raise ValueError(f"field.{name}.skip_layer {part.skip_layer} is no hidden layer after the first")
         return self
 
 

@@ -1,12 +1,12 @@
 """Many small networks at many points, each only where it is needed, with hand-written gradients.
 
-Rows (a point as one network sees it) come sorted by network. Each network is then a chain of plain matrix products over its
-own rows, taken in blocks that stay in the cache. Codes never reach the rows: they are folded into ``tables``, the constant
-part of the layers that see the input, one line a subject and anchor.
+Rows (a point as one network sees it) come sorted by network. Each network is then a chain of plain matrix products over
+its own rows, taken in blocks that stay in the cache. Codes never reach the rows: they are folded into tables, the
+constant part of the layers that see the input, one line a subject and anchor.
 
-The gradient with respect to the input is computed by one reverse sweep beside the value. Losses on that gradient need second
-derivatives; these too are written out (a tangent sweep along the incoming gradient, then one reverse sweep over both), so
-that autograd never differentiates twice. Backward of what this module returns is first order only.
+The gradient with respect to the input is computed by one reverse sweep beside the value. Losses on that gradient need
+second derivatives; these too are written out (a tangent sweep along the incoming gradient, then one reverse sweep over
+both), so that autograd never differentiates twice. Backward of what this module returns is first order only.
 """
 
 from __future__ import annotations
@@ -267,7 +267,7 @@ class _Backward:
         direction: Tensor | None,
         x_bar: Tensor | None,
     ) -> None:
-        """Carry the gradients of values (m, out) and, along ``direction`` (m, c), of spatial gradients to all inputs."""
+        """Carry the gradients of values (m, out) and of spatial gradients (``direction``, (m, c)) to all inputs."""
         values, slopes, bends, tangents = self._hidden(sums, direction)
         last = len(self.layers) - 1
         weight_bar, _, constant_bar = self.bars[last]
@@ -295,7 +295,10 @@ class _Backward:
         self, sums: Sequence[Tensor], direction: Tensor | None
     ) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]:
         """Hidden values and slopes; along a direction also the slopes' changes and the values' tangents."""
-        values, slopes, bends, tangents = [], [], [], []
+        values: list[Tensor] = []
+        slopes: list[Tensor] = []
+        bends: list[Tensor] = []
+        tangents: list[Tensor] = []
         for depth, z in enumerate(sums):
             if direction is None:
                 value, slope = self.activation.value_and_slope(z)

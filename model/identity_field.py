@@ -35,8 +35,8 @@ class PreparedIdentity:
 class IdentityField(nn.Module):
     """K local networks at anchors and one in the background, blended by distance.
 
-    Both members of a mirrored pair share weights; the second one sees its local coordinates mirrored at x = 0. With P pairs
-    there are K - P + 1 sets of weights. A network's coordinates are scaled by its anchor's reach.
+    Both members of a mirrored pair share weights; the second one sees its local coordinates mirrored at x = 0. With P
+    pairs there are K - P + 1 sets of weights. A network's coordinates are scaled by its anchor's reach.
 
     Args:
         config: sizes.
@@ -69,7 +69,7 @@ class IdentityField(nn.Module):
         self._make_weights(count - pairs + 1, generator)
 
     def _make_weights(self, networks: int, generator: torch.Generator) -> None:
-        """Weights by layer: on the hidden layer below, on the input (coordinates, global, local code), and constants."""
+        """Weights on the hidden layer below and on the input (coordinates, global, local code), and constants."""
         config = self.config
         inputs = 3 + config.global_dim + config.local_dim
         widths = [*config.hidden, 1]
@@ -135,8 +135,8 @@ class IdentityField(nn.Module):
             subject_index: (N,) int64 into the B subjects; None means the first for all.
 
         Returns:
-            (N,) model units; differentiable (once) with respect to points, codes and weights. Without gradients any number
-            of points takes bounded memory.
+            (N,) model units; differentiable (once) with respect to points, codes and weights. Without gradients any
+            number of points takes bounded memory.
         """
         if not torch.is_grad_enabled() and len(points) > _POINTS_AT_ONCE:
             parts = range(0, len(points), _POINTS_AT_ONCE)
@@ -157,8 +157,8 @@ class IdentityField(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Signed distance and its gradient with respect to the points.
 
-        Arguments as ``sdf``. ``create_graph`` makes both results differentiable (once) with respect to points, codes and
-        weights, as the normal and eikonal terms need; without it they are constants.
+        Arguments as ``sdf``. ``create_graph`` makes both results differentiable (once) with respect to points, codes
+        and weights, as the normal and eikonal terms need; without it they are constants.
 
         Returns:
             (N,) model units and (N, 3).
@@ -196,7 +196,8 @@ class IdentityField(nn.Module):
         kind = torch.cat([pairs.anchor, pairs.anchor.new_full((len(points),), count)])
         scale = self.coordinate_scale.index_select(0, kind)
         line = torch.cat([subject, subject_index]) * (count + 1) + kind
-        groups, start = [], 0
+        groups: list[Group] = []
+        start = 0
         for anchor, rows in enumerate([*pairs.counts, len(points)]):
             network = self._network_list[anchor]
             if groups and groups[-1].network == network:
