@@ -1,0 +1,89 @@
+"""A head is found from any rotation and position; things that are no heads are not."""
+
+import numpy as np
+import open3d as o3d
+import pytest
+from registration.procedural import head_template
+from scipy.spatial.transform import Rotation
+
+from registration.alignment import align_head, even_rotations
+from registration.mesh import sample_surface, transform_points, vertex_normals
+
+
+def _posed_head(seed: int, front_only: bool = False):
+    template = head_template()
+    rng = np.random.default_rng(seed)
+    points, face, bary = sample_surface(template.mesh, 8000, rng)
+    normals = np.einsum(
+        "nk,nkc->nc", bary, vertex_normals(template.mesh.vertices, template.mesh.faces)[template.mesh.faces[face]]
+    )
+    if front_only:
+        seen = normals @ np.array([0.3, 0.1, 0.95]) > 0.15
+        points, normals = points[seen], normals[seen]
+    T = np.eye(4)
+    T[:3, :3] = Rotation.random(random_state=seed).as_matrix()
+    T[:3, 3] = rng.normal(0, 300, 3)
+    noise = rng.normal(0, 0.3, points.shape)
+    return template, transform_points(T, points + noise), normals @ T[:3, :3].T, T
+
+
+def _off(found, true):
+    between = np.linalg.inv(true) @ found
+    angle = np.degrees(np.arccos(np.clip((np.trace(between[:3, :3]) - 1) / 2, -1, 1)))
+    return angle, np.linalg.norm(between[:3, 3])
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("front_only", [False, True])
+def test_template_itself_is_recovered(seed, front_only):
+    template, points, normals, T = _posed_head(seed, front_only)
+    found = align_head(points, normals, template)
+    angle_deg, distance_mm = _off(found.T_world_from_head, T)
+    assert found.accepted, found.reason
+    assert angle_deg < 2.0
+    assert distance_mm < 3.0
+
+
+def test_transform_is_rigid_and_repeatable():
+    template, points, normals, _ = _posed_head(5)
+    first = align_head(points, normals, template, seed=3)
+    again = align_head(points, normals, template, seed=3)
+    R = first.T_world_from_head[:3, :3]
+    assert np.allclose(R @ R.T, np.eye(3), atol=1e-9)
+    assert np.linalg.det(R) > 0
+    assert np.array_equal(first.T_world_from_head, again.T_world_from_head)
+    assert first.score == again.score
+
+
+def test_unit_is_found():
+    template, points, normals, _ = _posed_head(6)
+    found = align_head(points / 1000, normals, template, scales=(1.0, 10.0, 1000.0))
+    assert found.accepted
+    assert found.unit_to_mm == 1000.0
+
+
+@pytest.mark.parametrize("thing", ["chair", "box", "ball", "points"])
+def test_no_head_is_no_head(thing):
+    make = o3d.geometry.TriangleMesh
+    chair = make.create_box(400, 20, 400) + make.create_box(400, 400, 20)
+    mesh = {"chair": chair, "box": make.create_box(150, 220, 180), "ball": make.create_sphere(100)}.get(thing, chair)
+    mesh.compute_vertex_normals()
+    triangles, vertices = np.asarray(mesh.triangles), np.asarray(mesh.vertices)
+    rng = np.random.default_rng(0)
+    corner = vertices[triangles[rng.integers(len(triangles), size=20 if thing == "points" else 6000)]]
+    weights = rng.dirichlet([1, 1, 1], len(corner))
+    normals = np.cross(corner[:, 1] - corner[:, 0], corner[:, 2] - corner[:, 0])
+    normals /= np.linalg.norm(normals, axis=1, keepdims=True)
+    found = align_head(np.einsum("nk,nkc->nc", weights, corner), normals, head_template())
+    assert not found.accepted
+    assert found.reason
+
+
+def test_rotations_are_rotations_and_spread():
+    R = even_rotations(720)
+    assert np.allclose(np.einsum("nij,nkj->nik", R, R), np.eye(3), atol=1e-9)
+    cosine = 0.5 * (np.einsum("nij,mij->nm", R, R) - 1)
+    np.fill_diagonal(cosine, -1)
+    nearest_deg = np.degrees(np.arccos(cosine.max(1)))
+    assert nearest_deg.min() > 10
+    assert nearest_deg.max() < 35
