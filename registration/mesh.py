@@ -117,14 +117,22 @@ def boundary_vertices(faces: NDArray[np.integer], count: int) -> NDArray[np.bool
 
 
 def sample_surface(
-    mesh: Mesh, count: int, rng: np.random.Generator
+    mesh: Mesh, count: int, rng: np.random.Generator, density: NDArray[np.floating] | None = None
 ) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.float64]]:
     """Draw points uniformly by area.
+
+    Args:
+        mesh: with at least one face that has an area.
+        count: number of points.
+        rng: the draw's own generator.
+        density: (m,) points per area of each face relative to the others; the same everywhere by default.
 
     Returns:
         Points (count, 3), the face of each (count,), and its barycentric coordinates (count, 3).
     """
     areas = face_areas(mesh.vertices, mesh.faces)
+    if density is not None:
+        areas = areas * density
     face = np.searchsorted(np.cumsum(areas), rng.random(count) * areas.sum(), side="right").clip(0, len(areas) - 1)
     r, s = np.sqrt(rng.random(count)), rng.random(count)
     bary = np.stack([1 - r, r * (1 - s), r * s], 1)
