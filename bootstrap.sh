@@ -95,7 +95,7 @@ pip=".venv/bin/python -m pip --disable-pip-version-check"
 log=.venv/set-up.log
 # One line a package, so that a long download is seen to move.
 $pip install --progress-bar off -r requirements.lock 2>&1 | tee "$log" |
-  { grep --line-buffered -E '^Collecting |^Installing |^ERROR' || true; } >&2 ||
+  sed -u -n -e 's/^Collecting \([^ ]*\).*/  \1/p' -e 's/^\(Installing collected packages\):.*/\1/p' -e '/^ERROR/p' >&2 ||
   fail "pip could not install the locked packages; check the network or the package index, then run again (log: $log)"
 $pip install --no-deps --no-build-isolation --quiet -e . >>"$log" 2>&1 ||
   fail "pip could not install the project itself; see $log"

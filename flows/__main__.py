@@ -1,0 +1,5 @@
+"""``python -m flows`` is ``nphm``."""
+
+from flows.cli import main
+
+main()

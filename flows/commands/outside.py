@@ -1,0 +1,94 @@
+"""Verbs that use a trained model on something outside a workspace: fit scans, make meshes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from flows.commands import Out
+from flows.console import PLAIN, Exit, Output, Reply
+from flows.progress import progress_for
+
+Model = Annotated[str, Parameter(name="MODEL", help="A model's folder, WS/models/NAME.")]
+
+
+def fit(
+    model: Model,
+    scans: Annotated[tuple[Path, ...], Parameter(name="SCAN")],
+    /,
+    *,
+    out: Out,
+    strict: Annotated[bool, Parameter(negative=())] = False,
+    seed: int = 0,
+    output: Output = PLAIN,
+) -> Reply:
+    """Fit a model to clouds or meshes of one person, in any pose and in mm, cm or m.
+
+    For example:
+
+        nphm fit heads/models/first smile.ply neutral.ply -o fitted
+
+    Parameters
+    ----------
+    scans
+        PLY or OBJ files, each one expression of the same person.
+    out
+        The folder for fit.json, meshes and landmarks.
+    strict
+        Exit with 1 if any scan was rejected.
+    seed
+        Of everything drawn.
+    """
+    from pipeline.fit import fit_files
+
+    with progress_for(output) as progress:
+        progress.start("fit", len(scans))
+        document = fit_files(Path(model), scans, Path(out), seed=seed)
+        progress.finish("fit")
+    verdicts = {name: scan["verdict"] for name, scan in document["scans"].items()}
+    rejected = [name for name, verdict in verdicts.items() if verdict != "accepted"]
+    lines = [f"{name}: rejected: {'; '.join(document['scans'][name]['reasons'])}" for name in rejected]
+    lines.append(f"{len(verdicts) - len(rejected)} fitted, {len(rejected)} rejected, in {out}")
+    exit = Exit.NOTHING_USABLE if len(rejected) == len(verdicts) else Exit.FAILED if strict and rejected else Exit.DONE
+    return Reply(document, tuple(lines), exit)
+
+
+def mesh(
+    model: Model,
+    /,
+    *,
+    out: Out,
+    identity: str = "mean",
+    expression: str = "canonical",
+    resolution: Annotated[int, Parameter(help="Cells along the longest side.")] = 256,
+    seed: int = 0,
+    output: Output = PLAIN,
+) -> Reply:
+    """Make a mesh of a head that a model knows, or of a new one.
+
+    For example:
+
+        nphm mesh heads/models/first -o head.ply --identity random --seed 3
+
+    Parameters
+    ----------
+    out
+        A PLY file, head frame, mm.
+    identity
+        A subject's id, `mean` or `random`.
+    expression
+        SUBJECT/NAME, `canonical` or `random`.
+    seed
+        Of what is drawn at random.
+    """
+    from model import HeadModel
+    from registration.mesh import mesh_to_ply
+
+    made = HeadModel.load(model).mesh(identity, expression, resolution=resolution, seed=seed)
+    path = Path(out)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(mesh_to_ply(made))
+    document = {"mesh": str(path), "vertices": len(made.vertices), "faces": len(made.faces)}
+    return Reply(document, (f"{len(made.vertices)} vertices in {path}",))

@@ -1,0 +1,143 @@
+"""Verbs over the steps: what is stale, do it, how it stands, and a person's word."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, Any, Literal
+
+from cyclopts import Parameter
+
+from flows.commands import Workspace
+from flows.console import PLAIN, Exit, Output, Reply
+from flows.progress import progress_for
+
+StepName = Literal["ingest", "clean", "register", "sample", "train", "evaluate", "report"]
+Strict = Annotated[bool, Parameter(negative=(), help="Exit with 1 if any scan was rejected.")]
+WorkerCount = Annotated[int | None, Parameter(help="Worker processes; as many as there are cores when left out.")]
+
+
+def run(
+    *,
+    workspace: Workspace,
+    until: StepName = "report",
+    strict: Strict = False,
+    workers: WorkerCount = None,
+    output: Output = PLAIN,
+) -> Reply:
+    """Bring a workspace up to date: look at its sessions again, then do whatever is stale, up to the report.
+
+    A run that was stopped, even killed, goes on where it was; with nothing stale it does nothing.
+
+    For example:
+
+        nphm run -w heads
+
+    Parameters
+    ----------
+    until
+        The last step to do.
+    """
+    return _bring_up_to(until, workspace, strict, workers, output)
+
+
+def _bring_up_to(until: StepName, workspace: str, strict: bool, workers: int | None, output: Output) -> Reply:
+    from flows.run import bring_up_to
+
+    with progress_for(output) as progress:
+        done = bring_up_to(workspace, until, workers=workers, progress=progress)
+    lines = done.lines()
+    rejected = sum(step.rejected for step in done.standing)
+    exit = Exit.NOTHING_USABLE if done.nothing_usable else Exit.FAILED if strict and rejected else Exit.DONE
+    return Reply(done.document(), tuple(lines), exit)
+
+
+def _single(step: StepName, what: str) -> Callable[..., Reply]:
+    def verb(
+        *,
+        workspace: Workspace,
+        strict: Strict = False,
+        workers: WorkerCount = None,
+        output: Output = PLAIN,
+    ) -> Reply:
+        return _bring_up_to(step, workspace, strict, workers, output)
+
+    verb.__name__ = step
+    verb.__doc__ = f"{what}, after whatever it needs.\n\nFor example:\n\n    nphm {step} -w heads\n"
+    return verb
+
+
+SINGLE_STEPS = (
+    _single("clean", "Fuse each scan into one surface, find the head and judge the quality"),
+    _single("register", "Bring the template into each scan"),
+    _single("sample", "Draw the training samples"),
+    _single("train", "Train the identity field and the deformation field"),
+    _single("evaluate", "Fit the held-out subjects and measure the error"),
+    _single("report", "Write the report"),
+)
+
+
+def plan(*, workspace: Workspace, until: StepName = "report", output: Output = PLAIN) -> Reply:
+    """Tell what is stale, why, and what it will cost. Nothing is written.
+
+    For example:
+
+        nphm plan -w heads
+
+    Parameters
+    ----------
+    until
+        The last step to look at.
+    """
+    from flows.standing import plan_reply
+
+    return plan_reply(workspace, until)
+
+
+def status(*, workspace: Workspace, output: Output = PLAIN) -> Reply:
+    """Tell how each step stands: accepted, rejected and stale, with every damaged result by name.
+
+    Exits with 1 if anything is damaged.
+
+    For example:
+
+        nphm status -w heads
+    """
+    from flows.standing import status_reply
+
+    return status_reply(workspace)
+
+
+def judge(
+    key: Annotated[str, Parameter(name="SUBJECT/EXPRESSION")],
+    verdict: Literal["accept", "reject"],
+    /,
+    *,
+    reason: str,
+    by: str,
+    workspace: Workspace,
+    output: Output = PLAIN,
+) -> Reply:
+    """Set a person's word over the verdict on a scan. It is kept with its author and survives reruns.
+
+    For example:
+
+        nphm judge 007/smile reject --reason "glasses moved" --by Ana -w heads
+
+    Parameters
+    ----------
+    key
+        The scan.
+    verdict
+        What it is to be.
+    reason
+        Why, for those who read the report.
+    by
+        Who says so.
+    """
+    from pipeline.execute import judge_scan
+
+    from pipeline.opening import open_workspace
+
+    judge_scan(open_workspace(workspace), key, verdict, reason=reason, by=by)
+    document: dict[str, Any] = {"key": key, "verdict": verdict, "reason": reason, "by": by}
+    return Reply(document, (f"{key}: {verdict}ed by {by}; 'nphm run' now redoes what depends on it",))

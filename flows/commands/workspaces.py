@@ -1,0 +1,228 @@
+"""Verbs that bring something in: simulated captures, a workspace, a template, sessions; and the documents' schemas."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from cyclopts import App, Parameter
+
+from flows.commands import Out, Workspace
+from flows.console import PLAIN, Output, Reply
+from flows.progress import progress_for
+from storage.errors import ConfigError, one_line
+
+SCHEMAS = {
+    "session": "pipeline.session:Session",
+    "pipeline": "pipeline.config:PipelineConfig",
+    "report": "storage.manifest:Manifest",
+    "judgement": "storage.manifest:Judgement",
+    "fit": "pipeline.fit:FitDocument",
+    "latest": "pipeline.models:Latest",
+    "metrics": "pipeline.evaluate:Metrics",
+}
+"""Where the class behind each document is found."""
+
+
+def simulate(
+    out: Annotated[Path, Parameter(name="OUT")],
+    /,
+    *,
+    subjects: int = 4,
+    expressions: int = 4,
+    seed: int = 0,
+    output: Output = PLAIN,
+) -> Reply:
+    """Make captures with the simulated rig: OUT/session as a capture team hands it over, and OUT/truth for tests alone.
+
+    Scans that are there already stay, so a second call goes on where the first was stopped.
+
+    For example:
+
+        nphm simulate captures --subjects 4 --expressions 4
+
+    Parameters
+    ----------
+    out
+        The folder to write to.
+    subjects
+        How many heads.
+    expressions
+        How many expressions of each, the canonical one included.
+    seed
+        Same seed, same captures.
+    """
+    from pipeline.rig import simulate as simulate_rig
+
+    with progress_for(output) as progress:
+        progress.start("simulate", subjects * expressions)
+        simulate_rig(
+            out,
+            subjects=subjects,
+            expressions=expressions,
+            seed=seed,
+            progress=lambda done, total: progress.update("simulate", done, total=total),
+        )
+        progress.finish("simulate")
+    session = out / "session"
+    return Reply({"session": str(session), "truth": str(out / "truth")}, (f"captures in {session}",))
+
+
+def init(
+    workspace: Annotated[str, Parameter(name="WS")],
+    /,
+    *,
+    preset: Literal["demo", "small", "paper"] = "small",
+    template: Path | None = None,
+    output: Output = PLAIN,
+) -> Reply:
+    """Make a workspace with its pipeline.toml and template.
+
+    For example:
+
+        nphm init heads --preset small --template ict.npz
+
+    Parameters
+    ----------
+    workspace
+        The folder to make, or a store's address.
+    preset
+        Values to start from: `demo` trains minutes on 2 cores, `small` an hour, `paper` wants a GPU.
+    template
+        A file made by `nphm template`; by default the project's own procedural head.
+    """
+    from registration.procedural import head_template
+
+    from pipeline.config import preset_config
+    from pipeline.opening import create_workspace
+    from registration.template import Template
+
+    head = head_template() if template is None else Template.from_bytes(_read(template), str(template))
+    made = create_workspace(workspace, preset_config(preset), head)
+    document = {"workspace": made.url, "preset": preset, "template": head.name, "vertices": len(head.mesh.vertices)}
+    return Reply(document, (f"workspace {workspace} with preset {preset} and template {head.name}",))
+
+
+template = App(name="template", help="Make a template from a head model or a mesh.")
+
+
+@template.command(name="import-ict")
+def import_ict(source: Annotated[Path, Parameter(name="DIR_OR_NPZ")], /, *, out: Out, output: Output = PLAIN) -> Reply:
+    """Make a template of the ICT face model: its skin with 100 identity and 53 expression modes.
+
+    For example:
+
+        nphm template import-ict ICT-FaceKit -o ict.npz
+
+    Parameters
+    ----------
+    source
+        A checkout of ICT-FaceKit, or the npz file with its heads.
+    out
+        The template's file.
+    """
+    from registration.template_import import import_ict
+
+    return _write_template(import_ict(source), Path(out))
+
+
+@template.command(name="import-mesh")
+def import_mesh(
+    mesh: Annotated[Path, Parameter(name="MESH")],
+    /,
+    *,
+    landmarks: Path | None = None,
+    out: Out,
+    output: Output = PLAIN,
+) -> Reply:
+    """Make a template of a head mesh of any topology. Regions, anchors and mirror map are found, and may be checked.
+
+    For example:
+
+        nphm template import-mesh head.ply --landmarks head.json -o head.npz
+
+    Parameters
+    ----------
+    mesh
+        A PLY or OBJ file.
+    landmarks
+        A JSON file with 68 points or vertex indices.
+    out
+        The template's file.
+    """
+    from registration.template_import import import_mesh
+
+    return _write_template(import_mesh(mesh, landmarks), Path(out))
+
+
+def ingest(
+    sessions: Annotated[tuple[Path, ...], Parameter(name="SESSION", allow_leading_hyphen=False)],
+    /,
+    *,
+    workspace: Workspace,
+    subject_prefix: str = "",
+    strict: bool = False,
+    output: Output = PLAIN,
+) -> Reply:
+    """Take capture sessions into a workspace. Taking the same in again changes nothing; what is new is added.
+
+    For example:
+
+        nphm ingest captures/session -w heads
+
+    Parameters
+    ----------
+    sessions
+        Folders with a session.json.
+    subject_prefix
+        Put before each subject's id, where two studios use the same ids.
+    strict
+        Exit with 1 if any scan was rejected.
+    """
+    from pipeline.ingest import ingest as take_in
+    from pipeline.opening import open_workspace
+
+    raise ConfigError(one_line("is not there", "ingest", str((take_in, open_workspace, workspace)), "wait"))
+
+
+def schema(
+    name: Annotated[str, Parameter(name="NAME", help=f"One of {', '.join(SCHEMAS)}.")],
+    /,
+    *,
+    output: Output = PLAIN,
+) -> Reply:
+    """Print the JSON schema of a document that the project reads or writes.
+
+    For example:
+
+        nphm schema report
+    """
+    import json
+
+    where = SCHEMAS.get(name)
+    if where is None:
+        raise ConfigError(one_line("is no document", repr(name), "", f"choose one of {', '.join(SCHEMAS)}"))
+    module, _, attribute = where.partition(":")
+    document: dict[str, Any] = getattr(importlib.import_module(module), attribute).model_json_schema()
+    return Reply(document, (json.dumps(document, indent=1),))
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ConfigError(one_line("can't be read", str(path), error.strerror or "", "check the path")) from error
+
+
+def _write_template(made: Any, path: Path) -> Reply:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(made.to_bytes())
+    document = {
+        "template": str(path),
+        "name": made.name,
+        "vertices": len(made.mesh.vertices),
+        "identity_modes": len(made.identity_basis),
+        "expression_modes": len(made.expression_basis),
+    }
+    return Reply(document, (f"template {made.name} with {document['vertices']} vertices in {path}",))

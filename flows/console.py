@@ -1,0 +1,69 @@
+"""What a verb answers, and how it reaches the user: lines, or one JSON document."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+
+
+class Exit(IntEnum):
+    """Exit statuses."""
+
+    DONE = 0
+    FAILED = 1
+    WRONG_USAGE = 2
+    NOTHING_USABLE = 3
+    STOPPED = 130
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Output:
+    """How a verb is to answer."""
+
+    json: Annotated[bool, Parameter(negative=())] = False
+    """Print one JSON document on standard output and nothing else there."""
+    quiet: Annotated[bool, Parameter(name=["--quiet", "-q"], negative=())] = False
+    """Print nothing but errors."""
+
+
+PLAIN = Output()
+"""Lines on standard output, progress on standard error."""
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A verb's answer.
+
+    Attributes:
+        document: what ``--json`` prints.
+        lines: what a person reads; the last one is the most important.
+        exit: the process's status.
+    """
+
+    document: Mapping[str, Any]
+    lines: tuple[str, ...] = ()
+    exit: Exit = field(default=Exit.DONE)
+
+
+def write_reply(reply: Reply, output: Output) -> None:
+    """Print an answer on standard output."""
+    if output.json:
+        sys.stdout.write(json.dumps(reply.document, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    elif not output.quiet:
+        sys.stdout.writelines(line + "\n" for line in reply.lines)
+    sys.stdout.flush()
+
+
+def write_error(line: str, output: Output, exit: Exit) -> None:
+    """Print an error as one line on standard error and, under ``--json``, as the document."""
+    flat = " ".join(line.split())
+    sys.stderr.write(f"nphm: {flat}\n")
+    if output.json:
+        write_reply(Reply({"error": flat, "exit": int(exit)}), output)

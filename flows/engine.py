@@ -1,0 +1,130 @@
+"""The engine around a run: the server that the user's settings name, or one of our own for as long as the run takes."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from flows.lifeline import read_line, spawn
+from flows.logs import new_log
+from storage.errors import NphmError, one_line
+
+START_TIMEOUT_SECONDS = 180.0
+
+
+class EngineError(NphmError):
+    """The engine's server does not start or does not answer."""
+
+
+def quiet_engine() -> None:
+    """Set what must be set before the engine is imported; what the user has set stays."""
+    for name, value in {"PREFECT_LOGGING_LEVEL": "WARNING", "DO_NOT_TRACK": "1", "PREFECT_CLI_COLORS": "false"}.items():
+        os.environ.setdefault(name, value)
+
+
+@contextmanager
+def engine() -> Iterator[str]:
+    """Run the engine's client against the configured server, or against one of our own.
+
+    Yields:
+        The address of the server's API.
+
+    Raises:
+        EngineError: it does not start.
+    """
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    told = PREFECT_API_URL.value()
+    if told:
+        _check(told)
+        yield told
+        return
+    with own_server() as url, temporary_settings({PREFECT_API_URL: url}):
+        yield url
+
+
+@contextmanager
+def own_server() -> Iterator[str]:
+    """A server of our own. Its database lies in the user's cache and may be deleted at any time."""
+    import prefect
+
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    home = cache / "nphm" / f"prefect-{prefect.__version__}"
+    log = new_log("engine")
+    with _made_once(home):
+        process, url = _start(home, log)
+    try:
+        yield url
+    finally:
+        process.terminate()
+        try:
+            process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        log.unlink(missing_ok=True)
+
+
+@contextmanager
+def _made_once(home: Path) -> Iterator[None]:
+    """Guard the first start, which makes the database: one at a time, and from nothing if the last was cut off."""
+    home.parent.mkdir(parents=True, exist_ok=True)
+    made = home / "made"
+    if made.exists():
+        yield
+        return
+    with (home.parent / f"{home.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not made.exists():
+            shutil.rmtree(home, ignore_errors=True)
+            home.mkdir()
+        yield
+        made.touch()
+
+
+def _start(home: Path, log: Path) -> tuple[subprocess.Popen[str], str]:
+    environment = {
+        "PREFECT_HOME": str(home),
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_UI_ENABLED": "false",
+        "PREFECT_LOGGING_LEVEL": "ERROR",
+        # Leave out the services that schedule and watch deployments: one run needs none of them.
+        "PREFECT__SERVER_EPHEMERAL": "1",
+        "PREFECT__SERVER_FINAL": "1",
+    }
+    with log.open("w") as stderr:
+        process = spawn("flows.server", [], environment, stderr)
+    port = read_line(process).strip()
+    url = f"http://127.0.0.1:{port}/api"
+    until = time.monotonic() + START_TIMEOUT_SECONDS
+    while process.poll() is None and time.monotonic() < until:
+        if port and _answers(url):
+            return process, url
+        time.sleep(0.05)
+    process.kill()
+    remedy = (
+        f"delete {home} (it holds the history of local runs alone) and run again, or name a server in PREFECT_API_URL"
+    )
+    raise EngineError(one_line("does not start", "the engine's server", f"log: {log}", remedy))
+
+
+def _check(url: str) -> None:
+    if not _answers(url):
+        remedy = "start it, or unset PREFECT_API_URL to run without one"
+        raise EngineError(one_line("does not answer", url, "PREFECT_API_URL names it", remedy))
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"{url}/health", timeout=30) as response:
+            return bool(response.status == 200)
+    except (urllib.error.URLError, ConnectionError, TimeoutError):
+        return False

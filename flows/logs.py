@@ -1,0 +1,46 @@
+"""Where tracebacks and the chatter of libraries go, since neither belongs on a user's terminal."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import time
+import traceback
+from pathlib import Path
+from types import TracebackType
+
+from flows.console import Exit, Output, write_error
+
+
+def log_folder() -> Path:
+    """The folder of log files: ``NPHM_LOGS``, or ``nphm`` under the user's state folder, or under the temporary one."""
+    told = os.environ.get("NPHM_LOGS")
+    state = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
+    for folder in (Path(told) if told else state / "nphm", Path(tempfile.gettempdir()) / f"nphm-{os.getuid()}"):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError:
+            continue
+        if os.access(folder, os.W_OK):
+            return folder
+    return Path(tempfile.gettempdir())
+
+
+def new_log(name: str) -> Path:
+    """A path for a log file of this process that nobody else uses."""
+    began = time.strftime("%Y%m%dT%H%M%S", time.gmtime())
+    return log_folder() / f"{began}-{os.getpid()}-{name}.log"
+
+
+def report_crashes(output: Output) -> None:
+    """From now on an unforeseen error becomes one line that names a log file with the traceback."""
+
+    def crashed(kind: type[BaseException], error: BaseException, at: TracebackType | None) -> None:
+        log = new_log("crash")
+        log.write_text("".join(traceback.format_exception(kind, error, at)))
+        said = " ".join(str(error).split())[:200]
+        line = f"this is a fault of the program ({kind.__name__}: {said}); report it with {log}"
+        write_error(line, output, Exit.FAILED)
+
+    sys.excepthook = crashed

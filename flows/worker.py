@@ -1,0 +1,64 @@
+"""A worker process: executes the steps told on its standard input, a JSON line each, and answers on standard output.
+
+    {"workspace": URL, "step": NAME, "key": KEY}                      the question
+    {"progress": [DONE, TOTAL, NOTE]}                                 any number of times
+    {"outcome": {...}}  or  {"failure": {"kind": NAME, "line": ...}}  the answer
+
+An unforeseen error ends the process with its traceback on standard error, which its parent keeps in a log file.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from queue import SimpleQueue
+from typing import Any
+
+from pipeline.execute import execute
+
+from flows.lifeline import hold, take_stdout
+from pipeline.opening import open_workspace
+from pipeline.stepspec import StepSpec
+from storage.errors import NphmError
+
+
+def load_steps(where: str) -> Mapping[str, StepSpec]:
+    """The steps' table at ``MODULE:NAME``."""
+    module, _, name = where.partition(":")
+    steps: Mapping[str, StepSpec] = getattr(importlib.import_module(module), name)
+    return steps
+
+
+def answer(job: Mapping[str, str], steps: Mapping[str, StepSpec], tell: Callable[[Any], None]) -> dict[str, Any]:
+    """Execute one job and say what came of it."""
+
+    def progress(done: int, total: int, note: str = "") -> None:
+        tell({"progress": [done, total, note]})
+
+    try:
+        outcome = execute(open_workspace(job["workspace"], steps), job["step"], job["key"], progress)
+    except (NphmError, OSError) as error:
+        kind = "OSError" if isinstance(error, OSError) else type(error).__name__
+        return {"failure": {"kind": kind, "line": str(error)}}
+    return {"outcome": asdict(outcome)}
+
+
+def main() -> None:
+    """Answer until standard input closes."""
+    channel = take_stdout()
+    jobs: SimpleQueue[str] = SimpleQueue()
+    hold(jobs.put)
+    steps = load_steps(sys.argv[1])
+
+    def tell(message: Any) -> None:
+        channel.write(json.dumps(message) + "\n")
+
+    while True:
+        tell(answer(json.loads(jobs.get()), steps, tell))
+
+
+if __name__ == "__main__":
+    main()

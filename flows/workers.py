@@ -1,0 +1,135 @@
+"""A handful of worker processes that execute steps side by side.
+
+The engine's tasks run as threads of this process, and each waits for a worker: a worker needs neither the engine nor a
+server of its own, so it starts faster, is smaller, and costs a task a tenth of what the engine's process pool costs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from queue import LifoQueue
+from types import TracebackType
+from typing import IO, Any
+
+from flows.lifeline import read_line, spawn, write_line
+from storage.errors import ConfigError, NphmError, StorageConflict, one_line
+
+REAL_STEPS = "pipeline.steps:STEPS"
+
+_THREAD_LIMITS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
+
+
+class StepError(NphmError):
+    """A step ended with an error that speaks against the run, not against a scan."""
+
+
+class PassingError(StepError):
+    """A failure that may not come again: a store or network that did not answer, a worker that was killed."""
+
+
+class Workers:
+    """Processes that are started when first needed and end with this one.
+
+    Args:
+        count: how many work side by side.
+        threads: how many threads each may use; fixed, so that bytes do not depend on ``count``.
+        log: file for what they print and for their tracebacks.
+        steps: where the table of steps is found, ``MODULE:NAME``.
+    """
+
+    def __init__(self, count: int, threads: int, log: Path, steps: str = REAL_STEPS) -> None:
+        self._threads = threads
+        self._log_path = log
+        self._steps = steps
+        self._log: IO[str] | None = None
+        self._idle: LifoQueue[subprocess.Popen[str] | None] = LifoQueue()
+        self._started: list[subprocess.Popen[str]] = []
+        self._closed = False
+        for _ in range(count):
+            self._idle.put(None)
+
+    def call(self, workspace: str, step: str, key: str, on_progress: Callable[[int, int, str], None]) -> dict[str, Any]:
+        """Execute a step in a worker, once one is free.
+
+        Returns:
+            The fields of the step's ``pipeline.execute.Outcome``.
+
+        Raises:
+            ConfigError, StorageConflict: as raised by the step.
+            PassingError: the store did not answer, or the worker was killed.
+            StepError: any other failure.
+        """
+        process = self._idle.get()
+        try:
+            if process is None or process.poll() is not None:
+                process = self._start(f"{step} of {key}")
+            return self._ask(process, {"workspace": workspace, "step": step, "key": key}, on_progress)
+        finally:
+            self._idle.put(process)
+
+    def _start(self, what: str) -> subprocess.Popen[str]:
+        if self._closed:
+            raise StepError(one_line("was not started", what, "the run is being stopped", "run again"))
+        if self._log is None:
+            self._log = self._log_path.open("a")
+        environment = dict.fromkeys(_THREAD_LIMITS, str(self._threads)) | {"PYTHONHASHSEED": "0"}
+        process = spawn("flows.worker", [self._steps], environment, stderr=self._log)
+        self._started.append(process)
+        return process
+
+    def _ask(
+        self, process: subprocess.Popen[str], job: dict[str, str], on_progress: Callable[[int, int, str], None]
+    ) -> dict[str, Any]:
+        what = f"{job['step']} of {job['key']}"
+        try:
+            write_line(process, json.dumps(job))
+        except BrokenPipeError:
+            raise self._lost(process, what) from None
+        while line := read_line(process):
+            message = json.loads(line)
+            if "progress" in message:
+                on_progress(*message["progress"])
+            elif "failure" in message:
+                raise _failure(what, **message["failure"])
+            else:
+                outcome: dict[str, Any] = message["outcome"]
+                return outcome
+        raise self._lost(process, what)
+
+    def _lost(self, process: subprocess.Popen[str], what: str) -> StepError:
+        status = process.wait()
+        if status >= 0:
+            why = f"its worker ended with status {status}"
+            return StepError(
+                one_line("failed by a fault of the program", what, why, f"report it with {self._log_path}")
+            )
+        why = f"its worker was ended by {signal.Signals(-status).name}"
+        return PassingError(one_line("was cut off", what, why, "run again; SIGKILL often means that memory ran out"))
+
+    def __enter__(self) -> Workers:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        """End all workers at once; one that is in the middle of a step leaves nothing half published."""
+        self._closed = True
+        for process in self._started:
+            process.kill()
+        for process in self._started:
+            process.wait()
+        if self._log is not None:
+            self._log.close()
+            if os.path.getsize(self._log_path) == 0:
+                self._log_path.unlink()
+
+
+def _failure(what: str, kind: str, line: str) -> NphmError:
+    if kind == "OSError":
+        remedy = "see that the store answers and has room, then run again"
+        return PassingError(one_line("could not read or write", what, line, remedy))
+    known: dict[str, type[NphmError]] = {"ConfigError": ConfigError, "StorageConflict": StorageConflict}
+    return known.get(kind, StepError)(line)
