@@ -107,9 +107,6 @@ class StageConfig(_Frozen):
     warmup_steps: int = Field(default=50, ge=0, description="rates rise linearly over these")
     weight_decay: float = Field(default=0.0, ge=0, description="decoupled weight decay of the networks")
     clip: float = Field(default=1.0, gt=0, description="limit of the gradient's norm, networks and codes apart")
-    average: float = Field(
-        default=0.0, ge=0, lt=1, description="decay a step of the averaged weights; 0 takes the last ones"
-    )
     code_init: float = Field(gt=0, description="spread of the codes at the start, over the root of their length")
 
 
@@ -129,6 +126,9 @@ class TrainingConfig(_Frozen):
     space_gradient_share: float = Field(default=0.0, ge=0, le=1, description="space points given the eikonal term")
     outer_normal_clamp: float = Field(default=0.75, gt=0, description="limit of the normal term off the face")
     outer_normal_weight: float = Field(default=0.5, ge=0, description="weight of the normal term off the face")
+    guessed_weight: float = Field(
+        default=0.2, ge=0, le=1, description="weight of samples whose nearest surface was filled in, not seen"
+    )
     seed: int = Field(default=0, ge=0, description="of initial weights, codes and noise")
     threads: int = Field(default=2, ge=1, description="CPU threads; the same number gives the same bits")
     record_every: int = Field(default=20, ge=1, description="steps between two records of the training curve")

@@ -1,0 +1,288 @@
+"""A trained head model: fields, codes and what is needed to use them. A model folder alone is enough."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from model.checkpoint import decode, encode, load_module, module_tensors
+from model.config import FieldConfig
+from model.deformation_field import DeformationField
+from model.identity_field import IdentityField
+from model.meshing import clip, extract
+from model.training import TrainedModel
+from model.units import MM_PER_UNIT, to_mm, to_units
+from registration.mesh import Mesh
+from registration.template import Template
+from storage.errors import ConfigError, one_line
+
+FORMAT = 1
+"""Version of the files of a model folder."""
+
+CANONICAL = "canonical"
+"""Name of the expression that deforms nothing."""
+
+
+@dataclass(frozen=True)
+class HeadModel:
+    """A neural parametric head.
+
+    Attributes:
+        identity_field, deformation_field: the networks, not to be trained further.
+        config: their sizes.
+        subjects: ids, in the order of ``identity_codes``.
+        scans: SUBJECT/EXPRESSION keys, in the order of ``expression_codes``.
+        identity_codes: (S, D) float32.
+        expression_codes: (E, F) float32.
+        template: the template of the registrations that the model was trained on.
+        box_mm: (2, 3) corners of the space in which heads lie, head frame.
+        throat_plane: (4,) head frame, mm; nothing below it (``n x + d < 0``) was ever supervised.
+    """
+
+    identity_field: IdentityField
+    deformation_field: DeformationField
+    config: FieldConfig
+    subjects: tuple[str, ...]
+    scans: tuple[str, ...]
+    identity_codes: NDArray[np.float32]
+    expression_codes: NDArray[np.float32]
+    template: Template
+    box_mm: NDArray[np.float64]
+    throat_plane: NDArray[np.float64]
+
+    @classmethod
+    def of(
+        cls,
+        trained: TrainedModel,
+        config: FieldConfig,
+        subjects: Sequence[str],
+        scans: Sequence[str],
+        template: Template,
+        box_mm: ArrayLike,
+        throat_plane: ArrayLike,
+    ) -> HeadModel:
+        """Freeze what training returned, under the names of its subjects and scans."""
+        for field in (trained.identity, trained.deformation):
+            field.requires_grad_(False)
+        return cls(
+            trained.identity,
+            trained.deformation,
+            config,
+            tuple(subjects),
+            tuple(scans),
+            trained.identity_codes.codes.detach().cpu().numpy()[: len(subjects)],
+            trained.expression_codes.codes.detach().cpu().numpy()[: len(scans)],
+            template,
+            np.asarray(box_mm, np.float64).reshape(2, 3),
+            np.asarray(throat_plane, np.float64).reshape(4),
+        )
+
+    @classmethod
+    def load(cls, folder: str | Path, device: str = "cpu") -> HeadModel:
+        """Read a model folder.
+
+        Raises:
+            ConfigError: a file is missing, damaged, or of another version.
+        """
+        root = Path(folder)
+        names = ("model.safetensors", "codes.safetensors", "config.json", "template.npz")
+        for name in names:
+            if not (root / name).is_file():
+                remedy = "name a model folder, or train one with 'nphm train'"
+                raise ConfigError(one_line("is no model folder", str(folder), f"{name} is missing", remedy))
+        return cls.from_files({name: (root / name).read_bytes() for name in names}, device, str(folder))
+
+    @classmethod
+    def from_files(cls, files: Mapping[str, bytes], device: str = "cpu", where: str = "model") -> HeadModel:
+        """Decode what ``to_files`` wrote.
+
+        Raises:
+            ConfigError: a file is damaged or of another version.
+        """
+        try:
+            told = json.loads(files["config.json"])
+            if told["format"] != FORMAT:
+                why = f"format {told['format']}, this program reads {FORMAT}"
+                raise ConfigError(one_line("is of another version", f"{where}/config.json", why, "train it again"))
+            config = FieldConfig.model_validate(told["field"])
+            pairs = int(told["anchor_pairs"])
+            anchors = torch.as_tensor(to_units(np.asarray(told["mean_anchors_mm"], np.float32)))
+            subjects, scans = tuple(told["subjects"]), tuple(told["scans"])
+            box, plane = np.asarray(told["box_mm"], np.float64), np.asarray(told["throat_plane"], np.float64)
+        except (ValueError, KeyError, TypeError) as error:
+            why = str(error).splitlines()[0]
+            raise ConfigError(one_line("is damaged", f"{where}/config.json", why, "train the model again")) from error
+        blank = torch.Generator().manual_seed(0)
+        identity = IdentityField(config.identity, anchors, pairs, blank)
+        deformation = DeformationField(config.deformation, identity.layout.size, len(anchors), blank)
+        weights, _ = decode(files["model.safetensors"], f"{where}/model.safetensors")
+        load_module(identity, "identity", weights, where)
+        load_module(deformation, "deformation", weights, where)
+        for field in (identity, deformation):
+            field.requires_grad_(False).to(device)
+        codes, _ = decode(files["codes.safetensors"], f"{where}/codes.safetensors")
+        template = Template.from_bytes(files["template.npz"], f"{where}/template.npz")
+        z_id, z_ex = codes["identity"].numpy(), codes["expression"].numpy()
+        if z_id.shape != (len(subjects), identity.layout.size) or len(z_ex) != len(scans):
+            why = f"{len(z_id)} and {len(z_ex)} codes for {len(subjects)} subjects and {len(scans)} scans"
+            raise ConfigError(one_line("codes and names disagree", where, why, "train the model again"))
+        return cls(identity, deformation, config, subjects, scans, z_id, z_ex, template, box, plane)
+
+    def to_files(self) -> dict[str, bytes]:
+        """The model folder's files by name: weights, codes, config and template. Same model, same bytes."""
+        weights = module_tensors(self.identity_field, "identity") | module_tensors(
+            self.deformation_field, "deformation"
+        )
+        codes = {"identity": self.identity_codes, "expression": self.expression_codes}
+        told: dict[str, Any] = {
+            "format": FORMAT,
+            "field": self.config.model_dump(mode="json"),
+            "anchor_pairs": self.identity_field.layout.pairs,
+            "mean_anchors_mm": to_mm(self.identity_field.anchors_head.mean).tolist(),
+            "subjects": list(self.subjects),
+            "scans": list(self.scans),
+            "box_mm": self.box_mm.tolist(),
+            "throat_plane": self.throat_plane.tolist(),
+            "mm_per_unit": MM_PER_UNIT,
+            "template_sha256": self.template.digest(),
+        }
+        return {
+            "model.safetensors": encode(weights),
+            "codes.safetensors": encode({name: torch.as_tensor(array) for name, array in codes.items()}),
+            "config.json": json.dumps(told, indent=1, sort_keys=True).encode(),
+            "template.npz": self.template.to_bytes(),
+        }
+
+    def save(self, folder: str | Path) -> None:
+        """Write a model folder."""
+        root = Path(folder)
+        root.mkdir(parents=True, exist_ok=True)
+        for name, data in self.to_files().items():
+            (root / name).write_bytes(data)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the fields lie."""
+        return self.identity_field.reach.device
+
+    @cached_property
+    def identity_mean(self) -> NDArray[np.float32]:
+        """(D,) mean of the training subjects' codes."""
+        return np.asarray(self.identity_codes.mean(0), np.float32)
+
+    @cached_property
+    def identity_std(self) -> NDArray[np.float32]:
+        """(D,) spread of the training subjects' codes."""
+        return np.asarray(self.identity_codes.std(0), np.float32)
+
+    @cached_property
+    def expression_mean(self) -> NDArray[np.float32]:
+        """(F,) mean of the training scans' codes."""
+        return np.asarray(self.expression_codes.mean(0), np.float32)
+
+    @cached_property
+    def expression_std(self) -> NDArray[np.float32]:
+        """(F,) spread of the training scans' codes."""
+        return np.asarray(self.expression_codes.std(0), np.float32)
+
+    def identity_code(self, identity: str | ArrayLike) -> NDArray[np.float32]:
+        """The code (D,) of a subject id; a code is checked and passed through.
+
+        Raises:
+            ConfigError: no such subject, or a code of another length.
+        """
+        return _code(identity, self.subjects, self.identity_codes, "subject")
+
+    def expression_code(self, expression: str | ArrayLike) -> NDArray[np.float32]:
+        """The code (F,) of a scan key SUBJECT/EXPRESSION; a code is checked and passed through.
+
+        Raises:
+            ConfigError: no such scan, or a code of another length.
+        """
+        return _code(expression, self.scans, self.expression_codes, "scan")
+
+    @torch.no_grad()
+    def sdf(self, points_head_mm: ArrayLike, identity: str | ArrayLike) -> NDArray[np.float32]:
+        """Signed distance to a head in its canonical expression.
+
+        Args:
+            points_head_mm: (N, 3).
+            identity: subject id or code (D,).
+
+        Returns:
+            (N,) float32 mm, negative inside; trained to be exact within about 25 mm of the surface.
+        """
+        prepared = self.identity_field.prepare(self._tensor(self.identity_code(identity))[None])
+        points = to_units(self._tensor(np.asarray(points_head_mm, np.float32)))
+        return np.asarray(to_mm(self.identity_field.sdf(prepared, points)).cpu().numpy())
+
+    def mesh(self, identity: str | ArrayLike, expression: str | ArrayLike = CANONICAL, resolution: int = 256) -> Mesh:
+        """The head as a mesh above the throat plane, all its pieces; what is not one piece is not hidden.
+
+        Args:
+            identity: subject id or code (D,).
+            expression: SUBJECT/EXPRESSION, "canonical" or a code (F,).
+            resolution: cells along the longest edge of the box.
+
+        Returns:
+            Head frame, mm.
+        """
+        code = self.identity_code(identity)
+        with torch.no_grad():
+            prepared = self.identity_field.prepare(self._tensor(code)[None])
+
+            def distance(points_mm: NDArray[np.float32]) -> NDArray[np.float32]:
+                points = to_units(self._tensor(points_mm))
+                return np.asarray(to_mm(self.identity_field.sdf(prepared, points)).cpu().numpy())
+
+            mesh = clip(extract(distance, self.box_mm[0], self.box_mm[1], resolution), self.throat_plane)
+        if isinstance(expression, str) and expression == CANONICAL:
+            return mesh
+        return mesh.with_vertices(self.pose(mesh.vertices, code, expression))
+
+    @torch.no_grad()
+    def pose(
+        self, points_head_mm: ArrayLike, identity: str | ArrayLike, expression: str | ArrayLike
+    ) -> NDArray[np.float32]:
+        """Move canonical points (N, 3) to where an expression takes them, head frame, mm."""
+        points = np.asarray(points_head_mm, np.float32)
+        if isinstance(expression, str) and expression == CANONICAL:
+            return points
+        z_id = self._tensor(self.identity_code(identity))[None]
+        z_ex = self._tensor(self.expression_code(expression))[None]
+        anchors = self.identity_field.prepare(z_id).anchors
+        prepared = self.deformation_field.prepare(z_id, anchors, z_ex)
+        moved = self.deformation_field.displacement(prepared, to_units(self._tensor(points)))
+        return points + np.asarray(to_mm(moved).cpu().numpy())
+
+    def anchors_mm(self, identity: str | ArrayLike) -> NDArray[np.float32]:
+        """(K, 3) predicted anchors, head frame, mm."""
+        with torch.no_grad():
+            code = self._tensor(self.identity_code(identity))[None]
+            z_global, _ = self.identity_field.layout.split(code)
+            return np.asarray(to_mm(self.identity_field.anchors_head(z_global))[0].cpu().numpy())
+
+    def _tensor(self, array: NDArray[np.float32]) -> Tensor:
+        return torch.as_tensor(array).to(self.device)
+
+
+def _code(told: str | ArrayLike, names: Sequence[str], codes: NDArray[np.float32], kind: str) -> NDArray[np.float32]:
+    if isinstance(told, str):
+        if told not in names:
+            known = ", ".join(list(names)[:6]) + (", ..." if len(names) > 6 else "")
+            raise ConfigError(one_line(f"no such {kind} in the model", told, f"it has {known}", "name one of these"))
+        return np.asarray(codes[names.index(told)], np.float32)
+    code = np.asarray(told, np.float32)
+    if code.shape != codes.shape[1:]:
+        why = f"shape {code.shape}, the model's are {codes.shape[1:]}"
+        raise ConfigError(one_line(f"is no {kind} code of this model", "code", why, "use this model's own codes"))
+    return code
