@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
-from registration.surface import SurfaceIndex
 
 from model.observation import FittedHead, Observation, small_rigid
-from registration.mesh import Mesh, transform_points
+from registration.mesh import Mesh, face_normals, transform_points
+from registration.surface import SurfaceIndex
 
 _POSE = 6
 
@@ -87,9 +87,9 @@ class PcaHead:
             identity, expressions, twists = self._solve(blocks)
         fitted = []
         for observation, expression, twist in zip(observations, expressions, twists, strict=True):
-            T_told_from_head = np.linalg.inv(small_rigid(twist))
+            T_told_from_head = np.asarray(np.linalg.inv(small_rigid(twist)), np.float64)
             mesh = Mesh.of(transform_points(T_told_from_head, self.vertices(identity, expression)), self.faces)
-            residual = SurfaceIndex(mesh).closest(observation.points_mm).distance
+            residual = SurfaceIndex(mesh).closest(observation.points_mm).distance_mm
             fitted.append(FittedHead(mesh, T_told_from_head, np.asarray(residual, np.float64)))
         return tuple(fitted)
 
@@ -105,20 +105,19 @@ class PcaHead:
         T_head_from_told = small_rigid(twist)
         mesh = Mesh.of(self.vertices(identity, expression), self.faces)
         points = transform_points(T_head_from_told, observation.points_mm)
-        index = SurfaceIndex(mesh)
-        hit = index.closest(points)
-        normal = index.face_normals[hit.face]
-        keep = hit.distance < reach_mm
+        nearest = SurfaceIndex(mesh).closest(points)
+        normal = face_normals(mesh.vertices, mesh.faces)[nearest.faces]
+        keep = nearest.distance_mm < reach_mm
         if observation.normals is not None:
             seen = observation.normals @ T_head_from_told[:3, :3].T
             unknown = np.abs(seen).sum(1) == 0
             keep &= unknown | (np.einsum("nc,nc->n", seen, normal) > self.config.normal_cosine)
-        signed = np.einsum("nc,nc->n", points - hit.point, normal)
+        signed = np.einsum("nc,nc->n", points - nearest.points, normal)
         # where the closest point lies on a border, the way to it is not the normal: such points only pull sideways
-        keep &= np.abs(signed) > 0.7 * hit.distance - 1e-3
+        keep &= np.abs(signed) > 0.7 * nearest.distance_mm - 1e-3
         spread = 1.4826 * np.median(np.abs(signed[keep])) if keep.any() else 0.0
         keep &= np.abs(signed) <= max(self.config.trim_spreads * spread, 1.0)
-        points, normal, corner, bary = points[keep], normal[keep], self.faces[hit.face[keep]], hit.bary[keep]
+        points, normal, corner, bary = points[keep], normal[keep], self.faces[nearest.faces[keep]], nearest.bary[keep]
         rows = [self._along(basis, corner, bary, normal) for basis in (self.identity_basis, self.expression_basis)]
         # moving the points by a twist (w, t) changes n . p by (p x n) . w + n . t, against the model's own change
         rows.append(-np.concatenate([np.cross(points, normal), normal], 1))
@@ -148,7 +147,7 @@ class PcaHead:
             own = np.concatenate([np.arange(I), I + j * (E + _POSE) + np.arange(E + _POSE)])
             A[np.ix_(own, own)] += rows.T @ rows
             b[own] += rows.T @ target
-        x = np.linalg.solve(A, b)
+        x = np.asarray(np.linalg.solve(A, b), np.float64)
         per = x[I:].reshape(len(blocks), E + _POSE)
         return x[:I], [row[:E] for row in per], [row[E:] for row in per]
 
@@ -180,7 +179,7 @@ def train_pca(
     return PcaHead(
         mean,
         _modes(heads - mean, config.identity_modes, max(len(heads) - 1, 1)),
-        _modes(offsets, config.expression_modes, max(len(offsets), 1)).reshape(-1, *mean.shape),
+        _modes(offsets, config.expression_modes, max(len(offsets), 1)),
         faces,
         config,
     )
@@ -189,7 +188,7 @@ def train_pca(
 def _with_mirrored(
     shapes: Sequence[NDArray[np.floating]], mirror: NDArray[np.int32], wanted: bool
 ) -> NDArray[np.float64]:
-    stack = np.asarray(shapes, np.float64).reshape(len(shapes), -1, 3)
+    stack = np.asarray(shapes, np.float64).reshape(len(shapes), len(mirror), 3)
     return np.concatenate([stack, stack[:, mirror] * [-1, 1, 1]]) if wanted and len(stack) else stack
 
 

@@ -20,11 +20,12 @@ from torch import Tensor
 
 from model.code_prior import CodePrior
 from model.observation import Observation, small_rigid
-from model.root_finding import find_canonical, implicit_canonical, posed_jacobian, safe_inverse
+from model.root_finding import find_canonical, implicit_canonical, safe_inverse
 from model.units import to_mm, to_units
 from registration.mesh import transform_points
 
 _POSE = 6
+_POINTS_AT_ONCE = 1024
 
 
 class FitConfig(BaseModel):
@@ -47,15 +48,35 @@ class FitConfig(BaseModel):
     largest_step: float = Field(1.5, gt=0, description="largest root-mean-square step of a code, in its spreads")
 
 
-class Fields(Protocol):
-    """What fitting needs of a head model. All lengths in model units, tensors float32."""
+class BoundFields(Protocol):
+    """Both fields with their codes given. All lengths in model units, float32."""
 
-    def sdf(self, points: Tensor, identity: Tensor) -> Tensor:
-        """Signed distances (B, P) at canonical points (B, P, 3) of the heads (B, D)."""
+    def sdf(self, points: Tensor) -> Tensor:
+        """Signed distances (n,) at canonical points (n, 3)."""
         ...
 
-    def displacement(self, points: Tensor, identity: Tensor, expression: Tensor) -> Tensor:
-        """Displacements (B, P, 3) of canonical points (B, P, 3) of the heads (B, D) with the expressions (B, E)."""
+    def displacement(self, points: Tensor) -> Tensor:
+        """Posed less canonical places (n, 3) of canonical points (n, 3)."""
+        ...
+
+    def posed_jacobian(self, points: Tensor) -> Tensor:
+        """Jacobian (n, 3, 3) of the posed places with respect to the canonical points, without gradients."""
+        ...
+
+
+class Fields(Protocol):
+    """What fitting needs of a head model."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        ...
+
+    def bind(self, identity: Tensor, expression: Tensor) -> BoundFields:
+        """Give the codes (B, D) and (B, E): one of each for all points (B = 1), or one for each point (B = n).
+
+        The results are differentiable with respect to points and codes.
+        """
         ...
 
 
@@ -115,7 +136,7 @@ def fit_codes(
     step, so that large shapes settle before small ones.
 
     Args:
-        fields: the trained fields, in evaluation mode, on the CPU.
+        fields: the trained fields.
         identity_prior, expression_prior: over the codes.
         observations: at least one cloud.
         seed: draws the points that are used.
@@ -162,58 +183,66 @@ def _draw(observation: Observation, expression_dim: int, config: FitConfig, rng:
     return _Cloud(points, normals, np.zeros(expression_dim), np.zeros(_POSE))
 
 
-def _tensor(array: NDArray[np.floating]) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(array, np.float32))
+def _tensor(array: NDArray[np.floating], device: torch.device) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(array, np.float32)).to(device)
 
 
-def _solve_roots(
-    fields: Fields, identity: Tensor, expression: Tensor, posed: Tensor, start: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """Roots (n, 3) and whether each converged (n,)."""
-    roots = find_canonical(lambda x: fields.displacement(x[None], identity[None], expression[None])[0], posed, start)
-    return roots.canonical, roots.converged
+def _float64(tensor: Tensor) -> NDArray[np.float64]:
+    return tensor.detach().cpu().double().numpy()
 
 
 def _linearise(fields: Fields, identity: NDArray[np.float64], cloud: _Cloud, config: FitConfig) -> _Linear:
-    z, e = _tensor(identity), _tensor(cloud.expression)
     T_head_from_told = small_rigid(cloud.twist)
     posed_mm = transform_points(T_head_from_told, cloud.points)
-    posed = to_units(_tensor(posed_mm))
-    canonical, converged = _solve_roots(fields, z, e, posed, cloud.canonical)
-    cloud.canonical = canonical
-    n = len(posed)
-    jacobian = posed_jacobian(lambda x: fields.displacement(x[None], z[None], e[None])[0], canonical)
-    inverse = safe_inverse(jacobian)
-    # a copy of the codes and the twist for each point: one backward pass then gives each point's own derivatives
-    z_each = z.expand(n, -1).clone().requires_grad_(True)
-    e_each = e.expand(n, -1).clone().requires_grad_(True)
-    observed = posed.clone().requires_grad_(True)
-    reposed = canonical + fields.displacement(canonical[:, None], z_each, e_each)[:, 0]
-    x = implicit_canonical(canonical, reposed, observed, inverse)
-    sdf = fields.sdf(x[:, None], z_each)[:, 0]
-    by_z, by_e, by_point = torch.autograd.grad(sdf.sum(), (z_each, e_each, observed))
-    normal = by_point.double().numpy()
-    residual = to_mm(sdf.detach()).double().numpy()
-    valid = converged.numpy() & np.isfinite(residual)
+    posed = to_units(_tensor(posed_mm, fields.device))
+    z, e = _tensor(identity, fields.device)[None], _tensor(cloud.expression, fields.device)[None]
+    with torch.no_grad():
+        shared = fields.bind(z, e)
+    roots = find_canonical(shared.displacement, posed, cloud.canonical, jacobian=shared.posed_jacobian)
+    cloud.canonical = roots.canonical
+    inverse = safe_inverse(shared.posed_jacobian(roots.canonical))
+    parts = [
+        _derivatives(fields, z, e, roots.canonical[part], posed[part], inverse[part])
+        for part in torch.arange(len(posed), device=fields.device).split(_POINTS_AT_ONCE)
+    ]
+    residual, by_z, by_e, normal = (np.concatenate(columns) for columns in zip(*parts, strict=True))
+    valid = roots.converged.cpu().numpy() & np.isfinite(residual)
     if cloud.normals is not None:
         told = cloud.normals @ T_head_from_told[:3, :3].T
         length = np.linalg.norm(normal, axis=1) * np.linalg.norm(told, axis=1)
-        cosine = np.einsum("nc,nc->n", told, normal)
-        valid &= (length == 0) | (cosine > config.normal_cosine * length)
+        valid &= (length == 0) | (np.einsum("nc,nc->n", told, normal) > config.normal_cosine * length)
     turn = np.cross(posed_mm, normal)  # mm a radian
-    own = np.concatenate([to_mm(by_e).double().numpy(), turn, normal], 1)
-    return _Linear(residual, to_mm(by_z).double().numpy(), own, valid)
+    return _Linear(residual, by_z, np.concatenate([by_e, turn, normal], 1), valid)
+
+
+def _derivatives(
+    fields: Fields, z: Tensor, e: Tensor, canonical: Tensor, posed: Tensor, inverse_jacobian: Tensor
+) -> tuple[NDArray[np.float64], ...]:
+    """Distances (n,) at the roots in mm, and their derivatives by codes (n, D), (n, E) and observed mm (n, 3).
+
+    Each point gets a copy of the codes, so that one backward pass gives each point's own derivatives.
+    """
+    n = len(posed)
+    z_each = z.expand(n, -1).clone().requires_grad_(True)
+    e_each = e.expand(n, -1).clone().requires_grad_(True)
+    observed = posed.clone().requires_grad_(True)
+    bound = fields.bind(z_each, e_each)
+    reposed = canonical + bound.displacement(canonical)
+    sdf = bound.sdf(implicit_canonical(canonical, reposed, observed, inverse_jacobian))
+    by_z, by_e, by_observed = torch.autograd.grad(sdf.sum(), (z_each, e_each, observed))
+    # a distance by a place has no unit: mm a mm is units a unit
+    return _float64(to_mm(sdf)), _float64(to_mm(by_z)), _float64(to_mm(by_e)), _float64(by_observed)
 
 
 def _residuals(fields: Fields, identity: NDArray[np.float64], cloud: _Cloud) -> tuple[NDArray, NDArray]:
-    z, e = _tensor(identity), _tensor(cloud.expression)
-    posed = to_units(_tensor(transform_points(small_rigid(cloud.twist), cloud.points)))
-    canonical, converged = _solve_roots(fields, z, e, posed, cloud.canonical)
+    posed = to_units(_tensor(transform_points(small_rigid(cloud.twist), cloud.points), fields.device))
     with torch.no_grad():
-        sdf = fields.sdf(canonical[None], z[None])[0]
-    missing = ~converged.numpy()
-    residual = to_mm(sdf).abs().double().numpy()
-    place = to_mm(canonical).double().numpy()
+        bound = fields.bind(_tensor(identity, fields.device)[None], _tensor(cloud.expression, fields.device)[None])
+    roots = find_canonical(bound.displacement, posed, cloud.canonical, jacobian=bound.posed_jacobian)
+    with torch.no_grad():
+        residual = _float64(to_mm(bound.sdf(roots.canonical)).abs())
+    place = _float64(to_mm(roots.canonical))
+    missing = ~roots.converged.cpu().numpy()
     residual[missing], place[missing] = np.nan, np.nan
     return residual, place
 

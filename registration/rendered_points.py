@@ -9,10 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import open3d as o3d
 from numpy.typing import NDArray
 
-from registration.mesh import Mesh, vertex_normals
+from registration.mesh import Mesh
+from registration.surface import SurfaceIndex
 from registration.views import Intrinsics
 from storage.errors import ScanRejected, one_line
 
@@ -92,21 +92,13 @@ def render_points(mesh: Mesh, eye_mm: NDArray[np.floating], camera: Intrinsics, 
     v = ((np.arange(height) + 0.5) * camera.height / height - camera.cy) / camera.fy
     rays = forward + u[None, :, None] * right + v[:, None, None] * down
     rays = (rays / np.linalg.norm(rays, axis=2, keepdims=True)).reshape(-1, 3)
-    scene = o3d.t.geometry.RaycastingScene()
-    scene.add_triangles(o3d.core.Tensor(mesh.vertices), o3d.core.Tensor(mesh.faces.astype(np.uint32)))
-    packed = np.concatenate([np.broadcast_to(eye, rays.shape), rays], 1).astype(np.float32)
-    hit = scene.cast_rays(o3d.core.Tensor(packed))
-    seen = np.isfinite(hit["t_hit"].numpy())
-    triangle = hit["primitive_ids"].numpy()[seen].astype(np.int64)
-    uv = hit["primitive_uvs"].numpy()[seen].astype(np.float64)
-    bary = np.stack([1 - uv.sum(1), uv[:, 0], uv[:, 1]], 1)
-    corner = mesh.faces[triangle]
-    # barycentric positions are exact to the triangle; t times the ray is not, in float32
-    points = np.einsum("nk,nkc->nc", bary, mesh.vertices[corner].astype(np.float64))
-    normals = np.einsum("nk,nkc->nc", bary, vertex_normals(mesh.vertices, mesh.faces)[corner])
-    normals /= np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-12)
+    surface = SurfaceIndex(mesh)
+    hit = surface.cast(np.broadcast_to(eye, rays.shape), rays)
+    seen = np.isfinite(hit.distance_mm)
+    normals = surface.normals_at(hit.faces[seen], hit.bary[seen])
     facing = np.einsum("nc,nc->n", rays[seen], normals) < -GRAZING_COSINE
-    return RenderedPoints(points[facing], normals[facing], np.broadcast_to(eye, (int(facing.sum()), 3)).copy())
+    points = hit.points[seen][facing]
+    return RenderedPoints(points, normals[facing], np.broadcast_to(eye, points.shape).copy())
 
 
 def single_view_cloud(

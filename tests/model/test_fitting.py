@@ -1,3 +1,5 @@
+from dataclasses import dataclass
+
 import numpy as np
 import pytest
 import torch
@@ -6,6 +8,7 @@ from torch import Tensor
 from model.code_prior import CodeLayout, CodePrior, expression_prior, identity_prior
 from model.fitting import FitConfig, FittedCodes, fit_codes
 from model.observation import Observation, small_rigid
+from model.root_finding import posed_jacobian
 from model.units import to_mm, to_units
 from registration.mesh import transform_points
 
@@ -13,20 +16,34 @@ RADII_MM = np.array([75.0, 110.0, 95.0])
 
 
 class Ellipsoids:
-    """Heads that are ellipsoids with an off-centre nose; the expression shifts and squeezes the lower half."""
+    """Heads that are ellipsoids with a nose; the expression drops and widens the lower half."""
 
-    def sdf(self, points: Tensor, identity: Tensor) -> Tensor:
-        radii = torch.tensor(to_units(RADII_MM), dtype=torch.float32) * torch.exp(0.1 * identity[:, None, :3])
+    device = torch.device("cpu")
+
+    def bind(self, identity: Tensor, expression: Tensor) -> "BoundEllipsoids":
+        return BoundEllipsoids(identity, expression)
+
+
+@dataclass
+class BoundEllipsoids:
+    identity: Tensor
+    expression: Tensor
+
+    def sdf(self, points: Tensor) -> Tensor:
+        radii = torch.tensor(to_units(RADII_MM), dtype=torch.float32) * torch.exp(0.1 * self.identity[:, :3])
         away = points - torch.tensor([0.0, 0.0, to_units(100.0)])
-        nose = to_units(12.0) * (1 + identity[:, None, 3]) * torch.exp(-(away**2).sum(2) / to_units(25.0) ** 2)
-        scaled = (points / radii).norm(dim=2)
-        return (scaled - 1) * scaled / (points / radii**2).norm(dim=2).clamp_min(1e-6) - nose
+        nose = to_units(12.0) * (1 + self.identity[:, 3]) * torch.exp(-(away**2).sum(1) / to_units(25.0) ** 2)
+        scaled = (points / radii).norm(dim=1)
+        return (scaled - 1) * scaled / (points / radii**2).norm(dim=1).clamp_min(1e-6) - nose
 
-    def displacement(self, points: Tensor, identity: Tensor, expression: Tensor) -> Tensor:
-        low = torch.sigmoid(-points[..., 1] / to_units(20.0))
-        drop = to_units(10.0) * expression[:, None, 0] * low
-        wide = 0.1 * expression[:, None, 1] * low * points[..., 0]
-        return torch.stack([wide, -drop, torch.zeros_like(drop)], 2)
+    def displacement(self, points: Tensor) -> Tensor:
+        low = torch.sigmoid(-points[:, 1] / to_units(20.0))
+        drop = to_units(10.0) * self.expression[:, 0] * low
+        wide = 0.1 * self.expression[:, 1] * low * points[:, 0]
+        return torch.stack([wide, -drop, torch.zeros_like(drop)], 1)
+
+    def posed_jacobian(self, points: Tensor) -> Tensor:
+        return posed_jacobian(self.displacement, points)
 
 
 PRIOR_Z = CodePrior(np.zeros(4), np.eye(4))
@@ -36,14 +53,14 @@ CONFIG = FitConfig(points=800, sample_weight=1.0, noise_mm=0.3)
 
 def cloud(identity: list[float], expression: list[float], count: int = 1500, seed: int = 0) -> np.ndarray:
     """Points (n, 3) on the posed surface, mm: directions are pushed to the zero level, then deformed."""
-    fields, z = Ellipsoids(), torch.tensor([identity])
+    fields = Ellipsoids().bind(torch.tensor([identity]), torch.tensor([expression]))
     rng = np.random.default_rng(seed)
     direction = rng.normal(size=(count, 3))
     direction[:, 2] = np.abs(direction[:, 2])
     x = torch.tensor(to_units(direction / np.linalg.norm(direction, axis=1, keepdims=True) * 100), dtype=torch.float32)
     for _ in range(60):
-        x = x * (1 - fields.sdf(x[None], z)[0] / x.norm(dim=1))[:, None]
-    posed = x + fields.displacement(x[None], z, torch.tensor([expression]))[0]
+        x = x * (1 - fields.sdf(x) / x.norm(dim=1))[:, None]
+    posed = x + fields.displacement(x)
     return to_mm(posed.double().numpy())
 
 
