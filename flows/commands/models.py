@@ -23,7 +23,6 @@ def list_models(*, workspace: Workspace, output: Output = PLAIN) -> Reply:
         nphm models list -w heads
     """
     from pipeline.models import list_models
-
     from pipeline.opening import open_workspace
 
     found = list_models(open_workspace(workspace))
@@ -42,11 +41,10 @@ def promote(name: Name, /, *, workspace: Workspace, output: Output = PLAIN) -> R
         nphm models promote first -w heads
     """
     from pipeline.models import promote
-
     from pipeline.opening import open_workspace
 
     latest = promote(open_workspace(workspace), name)
-    return Reply(latest, (f"{latest['name']} is promoted",))
+    return Reply(latest.model_dump(mode="json"), (f"{latest.name} is promoted",))
 
 
 @models.command
@@ -58,12 +56,11 @@ def rollback(*, workspace: Workspace, output: Output = PLAIN) -> Reply:
         nphm models rollback -w heads
     """
     from pipeline.models import rollback
-
     from pipeline.opening import open_workspace
 
     latest = rollback(open_workspace(workspace))
-    return Reply(latest, (f"{latest['name']} is promoted again",))
+    return Reply(latest.model_dump(mode="json"), (f"{latest.name} is promoted again",))
 
 
 def _figures(figures: dict[str, object]) -> str:
-    return ", ".join(f"{name} {value:.3g}" for name, value in figures.items() if isinstance(value, (int, float)))
+    return ", ".join(f"{name} {value:.3g}" for name, value in figures.items() if isinstance(value, int | float))
