@@ -60,9 +60,10 @@ def render(
     rays = np.concatenate([start, np.broadcast_to(-back, start.shape)], -1).astype(np.float32)
     scene = o3d.t.geometry.RaycastingScene()
     scene.add_triangles(
-        o3d.core.Tensor(vertices.astype(np.float32)), o3d.core.Tensor(mesh.faces.astype(np.uint32))
+        o3d.core.Tensor.from_numpy(vertices.astype(np.float32)),
+        o3d.core.Tensor.from_numpy(mesh.faces.astype(np.uint32)),
     )
-    hit = scene.cast_rays(o3d.core.Tensor(rays))
+    hit = scene.cast_rays(o3d.core.Tensor.from_numpy(rays))
     seen = np.isfinite(hit["t_hit"].numpy())
     corner = mesh.faces[hit["primitive_ids"].numpy()[seen].astype(np.int64)]
     uv = hit["primitive_uvs"].numpy()[seen].astype(np.float64)
@@ -75,6 +76,61 @@ def render(
     picture = np.full((size, size, 3), BACKGROUND, np.float64)
     picture[seen] = base * light[:, None]
     return np.clip(picture, 0, 255).astype(np.uint8)
+
+
+def splat(
+    points_mm: NDArray[np.floating],
+    colors: NDArray[np.uint8],
+    azimuth_deg: float = FRONT,
+    size: int = 384,
+    centre_mm: Sequence[float] = (0.0, 0.0, 0.0),
+    extent_mm: float = 320.0,
+    dot: int = 2,
+) -> Picture:
+    """Draw points as square dots by parallel projection, the nearest on top.
+
+    Args:
+        points_mm: (n, 3).
+        colors: (n, 3) uint8.
+        azimuth_deg: where the eye stands, around +y.
+        size: edge of the square picture in pixels.
+        centre_mm: (3,) what the picture is centred on.
+        extent_mm: width of the picture.
+        dot: edge of a dot in pixels.
+
+    Returns:
+        (size, size, 3) uint8.
+    """
+    angle = np.radians(azimuth_deg)
+    right = np.array([np.cos(angle), 0.0, -np.sin(angle)])
+    back = np.array([np.sin(angle), 0.0, np.cos(angle)])
+    away = np.asarray(points_mm, np.float64) - np.asarray(centre_mm, np.float64)
+    order = np.argsort(away @ back, kind="stable")
+    column = np.floor((away @ right / extent_mm + 0.5) * size).astype(int)[order]
+    row = np.floor((0.5 - away[:, 1] / extent_mm) * size).astype(int)[order]
+    picture = np.full((size, size, 3), BACKGROUND, np.uint8)
+    depth = np.full((size, size), -1)
+    rank = np.arange(len(order))
+    for dy in range(dot):
+        for dx in range(dot):
+            r, c = row + dy, column + dx
+            inside = (r >= 0) & (r < size) & (c >= 0) & (c < size)
+            np.maximum.at(depth, (r[inside], c[inside]), rank[inside])
+    drawn = depth >= 0
+    picture[drawn] = np.asarray(colors)[order][depth[drawn]]
+    return picture
+
+
+def signed_colors(values: NDArray[np.floating], limit: float) -> Picture:
+    """Colour per value: blue shades below zero, white at zero, red shades above, full at ``limit``.
+
+    Args:
+        values: (n,) of either sign.
+        limit: the magnitude that is shown in full.
+    """
+    x = np.clip(np.asarray(values, np.float64) / limit, -1, 1)[:, None]
+    blue, white, red = np.array([[33, 82, 160], [247, 247, 245], [178, 34, 40]], np.float64)
+    return np.where(x < 0, white + (blue - white) * -x, white + (red - white) * x).astype(np.uint8)
 
 
 def heat_colors(values: NDArray[np.floating], limit: float, unknown: NDArray[np.bool_] | None = None) -> Picture:
