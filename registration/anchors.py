@@ -58,6 +58,7 @@ def choose_anchors(
     for step in range(pairs + middle):
         allowed = np.where(is_pair, left[True] > 0, left[False] > 0)
         if step == 0:  # the densest place furthest to the front: on a face, about the tip of the nose
+            allowed &= ~is_pair if middle else is_pair
             score = np.where(allowed, weight * 1e6 + places[:, 2], -np.inf)
         else:
             score = np.where(allowed, gap * weight, -np.inf)

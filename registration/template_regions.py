@@ -113,7 +113,7 @@ def _neck_line_y(z: NDArray[np.float64], lm: NDArray[np.float64]) -> NDArray[np.
     along = np.maximum.accumulate(jaw[:, 2])
     nape_y = jaw[0, 1] - 30.0
     return np.interp(
-        z, np.concatenate([[jaw[0, 2] - 10.0], along + 1e-6 * np.arange(7)]), np.append(nape_y, jaw[:, 1] - 6.0)
+        z, np.concatenate([[jaw[0, 2] - 10.0], along + 1e-6 * np.arange(7)]), np.append(nape_y, jaw[:, 1] + 2.0)
     )
 
 
