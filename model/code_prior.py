@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from model.codes import IdentityLayout
+
 
 @dataclass(frozen=True)
 class CodePrior:
@@ -26,40 +28,15 @@ class CodePrior:
         return float(away @ self.precision @ away)
 
 
-@dataclass(frozen=True)
-class CodeLayout:
-    """Where the parts of an identity code lie: the global part, then one part a local network.
-
-    Attributes:
-        global_dim: entries of the global part, which come first.
-        local_dim: entries of each local part.
-        pairs: mirrored pairs of local parts; they come first, interleaved.
-        parts: local parts in all.
-    """
-
-    global_dim: int
-    local_dim: int
-    pairs: int
-    parts: int
-
-    @property
-    def dim(self) -> int:
-        """Entries of the whole code."""
-        return self.global_dim + self.local_dim * self.parts
-
-    def mirrored(self) -> NDArray[np.int64]:
-        """The permutation (D,) that swaps the parts of each mirrored pair."""
-        part = np.arange(self.parts)
-        part[: 2 * self.pairs] ^= 1
-        local = self.global_dim + part[:, None] * self.local_dim + np.arange(self.local_dim)
-        return np.concatenate([np.arange(self.global_dim), local.ravel()])
-
-    def groups(self) -> NDArray[np.int64]:
-        """Per entry (D,) 0 for the global part and 1 for local ones: entries of a group have comparable spreads."""
-        return np.repeat([0, 1], [self.global_dim, self.local_dim * self.parts])
+def mirrored_entries(layout: IdentityLayout) -> NDArray[np.int64]:
+    """The permutation (D,) of an identity code's entries that swaps the local parts of each mirrored pair."""
+    part = np.arange(layout.anchors + 1)
+    part[: 2 * layout.pairs] ^= 1
+    local = layout.global_dim + part[:, None] * layout.local_dim + np.arange(layout.local_dim)
+    return np.concatenate([np.arange(layout.global_dim), local.ravel()])
 
 
-def identity_prior(codes: NDArray[np.floating], layout: CodeLayout, shrinkage: float = 4.0) -> CodePrior:
+def identity_prior(codes: NDArray[np.floating], layout: IdentityLayout, shrinkage: float = 4.0) -> CodePrior:
     """The prior of identity codes.
 
     A person's mirror image is as likely as the person. So the codes count twice, and the covariance is diagonal in the
@@ -71,13 +48,15 @@ def identity_prior(codes: NDArray[np.floating], layout: CodeLayout, shrinkage: f
         shrinkage: how many codes the spread over a whole group counts for against an entry's own spread, which few
             subjects tell only roughly.
     """
-    swap = layout.mirrored()
+    swap = mirrored_entries(layout)
     both = np.concatenate([codes, codes[:, swap]]).astype(np.float64)
     mean = both.mean(0)
     away = both - mean
     turn = _sums_and_differences(swap)
     spread = (away @ turn.T) ** 2
-    kind = layout.groups() + 2 * (swap < np.arange(layout.dim))  # differences are a group of their own
+    place = np.arange(layout.size)
+    # the global part, local parts and sums, and differences: entries of a group have comparable spreads
+    kind = np.where(place < layout.global_dim, 0, np.where(swap < place, 2, 1))
     variance = _shrunk(spread, kind, len(codes), shrinkage)
     return CodePrior(mean, turn.T @ (turn / variance[:, None]))
 

@@ -21,6 +21,7 @@ from torch import Tensor
 from model.code_prior import CodePrior
 from model.observation import Observation, small_rigid
 from model.root_finding import find_canonical, implicit_canonical, safe_inverse
+from model.threads import fixed_threads
 from model.units import to_mm, to_units
 from registration.mesh import transform_points
 
@@ -42,6 +43,7 @@ class FitConfig(BaseModel):
     first_stiffness: float = Field(30.0, gt=0, description="factor on the identity's prior at the start, falling to 1")
     rotation_deg: float = Field(3.0, ge=0, description="expected error of the told rotation, degrees; 0 keeps it")
     translation_mm: float = Field(5.0, ge=0, description="expected error of the told position, mm; 0 keeps it")
+    threads: int = Field(2, ge=1, description="CPU threads; the same number gives the same bits")
     normal_cosine: float = Field(
         0.3, ge=-1, lt=1, description="least cosine of told and fitted normal for a point to count"
     )
@@ -141,7 +143,18 @@ def fit_codes(
         observations: at least one cloud.
         seed: draws the points that are used.
     """
-    rng = np.random.default_rng(seed)
+    with fixed_threads(config.threads):
+        return _fit(fields, identity_prior, expression_prior, observations, config, np.random.default_rng(seed))
+
+
+def _fit(
+    fields: Fields,
+    identity_prior: CodePrior,
+    expression_prior: CodePrior,
+    observations: Sequence[Observation],
+    config: FitConfig,
+    rng: np.random.Generator,
+) -> FittedCodes:
     clouds = [_draw(observation, len(expression_prior.mean), config, rng) for observation in observations]
     for cloud in clouds:
         cloud.expression = expression_prior.mean.copy()

@@ -5,7 +5,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.code_prior import CodeLayout, CodePrior, expression_prior, identity_prior
+from model.code_prior import CodePrior, expression_prior, identity_prior, mirrored_entries
+from model.codes import IdentityLayout
 from model.fitting import FitConfig, FittedCodes, fit_codes
 from model.observation import Observation, small_rigid
 from model.root_finding import posed_jacobian
@@ -116,11 +117,11 @@ def test_same_seed_same_codes_and_no_points_no_news() -> None:
 
 
 def test_priors_know_the_mirror() -> None:
-    layout = CodeLayout(global_dim=2, local_dim=3, pairs=2, parts=6)
-    assert layout.dim == 20
+    layout = IdentityLayout(global_dim=2, local_dim=3, anchors=5, pairs=2)
+    assert layout.size == 20
     rng = np.random.default_rng(0)
     codes = rng.normal(size=(6, 20))
-    swap = layout.mirrored()
+    swap = mirrored_entries(layout)
     codes[:, 2:14] = 0.5 * (codes + codes[:, swap])[:, 2:14] + 0.05 * codes[:, 2:14]  # nearly symmetric people
     prior = identity_prior(codes, layout)
     np.testing.assert_allclose(prior.mean, prior.mean[swap])

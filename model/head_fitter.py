@@ -1,0 +1,56 @@
+"""The neural head model as something to fit to clouds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from model.code_prior import CodePrior, expression_prior, identity_prior
+from model.fitting import FitConfig, FittedCodes, fit_codes
+from model.head_fields import HeadFields
+from model.head_model import HeadModel
+from model.observation import FittedHead, Observation
+from model.threads import fixed_threads
+
+
+@dataclass(frozen=True)
+class NphmFitter:
+    """Fits a trained head model; satisfies ``model.observation.HeadFitter``.
+
+    Attributes:
+        head: the model.
+        config: of the fit.
+        resolution: cells along the longest edge of the box when the fitted head is meshed.
+    """
+
+    head: HeadModel
+    config: FitConfig = FitConfig()
+    resolution: int = 192
+
+    @property
+    def name(self) -> str:
+        """What tables call it."""
+        return "nphm"
+
+    @cached_property
+    def priors(self) -> tuple[CodePrior, CodePrior]:
+        """Of identity and expression codes, from the trained ones."""
+        identity = identity_prior(self.head.identity_codes, self.head.identity_field.layout)
+        return identity, expression_prior(self.head.expression_codes)
+
+    def codes(self, observations: Sequence[Observation], seed: int) -> FittedCodes:
+        """Fit one identity code, and an expression code and a pose correction an observation."""
+        fields = HeadFields(self.head.identity_field, self.head.deformation_field)
+        return fit_codes(fields, *self.priors, observations, self.config, seed)
+
+    def fit(self, observations: Sequence[Observation], seed: int) -> tuple[FittedHead, ...]:
+        """Fit, mesh the canonical head once and pose it for each observation."""
+        fitted = self.codes(observations, seed)
+        with fixed_threads(self.config.threads):
+            canonical = self.head.mesh(fitted.identity, resolution=self.resolution)
+            posed = [self.head.pose(canonical.vertices, fitted.identity, code) for code in fitted.expressions]
+        return tuple(
+            FittedHead(canonical.with_vertices(vertices).transformed(T), T, residual)
+            for vertices, T, residual in zip(posed, fitted.T_told_from_head, fitted.residual_mm, strict=True)
+        )
