@@ -25,7 +25,7 @@ class NphmFitter:
     """
 
     head: HeadModel
-    config: FitConfig = FitConfig()
+    config: FitConfig
     resolution: int = 192
 
     @property
