@@ -81,14 +81,15 @@ def sample_deformation(
     rng = np.random.default_rng(seed)
     start, end = SurfaceIndex(canonical), SurfaceIndex(posed)
     further = round(config.pairs * config.extension_share)
-    face, bary = _draw(canonical, posed, config.pairs - further, template, config, rng)
+    density = config.density.by_code()[template.regions[canonical.faces]].mean(1)
+    face, bary = _draw(canonical, posed, config.pairs - further, density, rng)
     spread = np.where(np.arange(len(face)) % 2 == 0, *config.spreads_mm)
     offset = (rng.normal(size=len(face)) * spread)[:, None]
     ends = [i.interpolate(i.vertices, face, bary) + offset * i.normals_at(face, bary) for i in (start, end)]
     weight = np.minimum(*(_confidence(i, face, bary, config) for i in (start, end)))
     region = _nearest_region(canonical, template, face, bary)
 
-    far_face, far_bary = _draw(canonical, posed, further, template, config, rng)
+    far_face, far_bary = _draw(canonical, posed, further, np.ones(len(density)), rng)
     far_region = _nearest_region(canonical, template, far_face, far_bary)
     reach = np.where(np.isin(far_region, _LOOSE), config.extension_reach_mm, config.face_extension_reach_mm)
     height = -config.inward_reach_mm + rng.random(further) * (reach + config.inward_reach_mm)
@@ -121,15 +122,9 @@ def sample_deformation(
 
 
 def _draw(
-    canonical: Mesh,
-    posed: Mesh,
-    count: int,
-    template: Template,
-    config: DeformationSampleConfig,
-    rng: np.random.Generator,
+    canonical: Mesh, posed: Mesh, count: int, density: NDArray[np.float64], rng: np.random.Generator
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Faces and barycentric coordinates, half drawn by the area of each mesh."""
-    density = config.density.by_code()[template.regions[canonical.faces]].mean(1)
     half = count // 2
     _, face_a, bary_a = sample_surface(canonical, half, rng, density)
     _, face_b, bary_b = sample_surface(posed, count - half, rng, density)
