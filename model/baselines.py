@@ -7,37 +7,13 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
 
+from model.fit_config import PcaConfig
 from model.observation import FittedHead, Observation, small_rigid
 from registration.mesh import Mesh, face_normals, transform_points
 from registration.surface import SurfaceIndex
 
 _POSE = 6
-
-
-class PcaConfig(BaseModel):
-    """How many modes the linear model keeps, and how it is fitted."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    identity_modes: int = Field(
-        80, ge=0, description="identity modes kept, at most as many as the training subjects give"
-    )
-    expression_modes: int = Field(default=40, ge=0, description="expression modes kept, likewise")
-    mirror: bool = Field(default=True, description="train on the mirrored heads too, as the field's own symmetry does")
-    iterations: int = Field(default=40, gt=0, description="alternations of correspondences and least squares")
-    noise_mm: float = Field(
-        2.0, gt=0, description="expected distance of a point from the model, mm: the ridge's strength"
-    )
-    first_reach_mm: float = Field(default=30.0, gt=0, description="farthest correspondence at the start, mm")
-    last_reach_mm: float = Field(default=5.0, gt=0, description="farthest correspondence at the end, mm")
-    trim_spreads: float = Field(default=3.0, gt=0, description="residuals beyond this many robust spreads are trimmed")
-    normal_cosine: float = Field(
-        default=0.3, ge=-1, lt=1, description="least cosine between the normals of a correspondence"
-    )
-    rotation_deg: float = Field(default=3.0, gt=0, description="expected error of the told rotation, degrees")
-    translation_mm: float = Field(default=5.0, gt=0, description="expected error of the told position, mm")
 
 
 @dataclass(frozen=True)

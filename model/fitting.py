@@ -15,10 +15,10 @@ from typing import Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from model.code_prior import CodePrior
+from model.fit_config import FitConfig
 from model.observation import Observation, small_rigid
 from model.root_finding import find_canonical, implicit_canonical, safe_inverse
 from model.threads import fixed_threads
@@ -27,37 +27,6 @@ from registration.mesh import transform_points
 
 _POSE = 6
 _POINTS_AT_ONCE = 1024
-
-
-class FitConfig(BaseModel):
-    """How codes and poses are fitted to clouds."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    points: int = Field(
-        default=2500, gt=0, description="points of each observation that are used, drawn without replacement"
-    )
-    iterations: int = Field(default=18, gt=0, description="Gauss-Newton steps")
-    first_scale_mm: float = Field(
-        default=10.0, gt=0, description="distance that the robust kernel forgives at the start, mm"
-    )
-    last_scale_mm: float = Field(default=1.0, gt=0, description="the same at the end, mm")
-    noise_mm: float = Field(default=1.0, gt=0, description="expected distance of a point from a fitted surface, mm")
-    sample_weight: float = Field(default=0.1, gt=0, le=1, description="independent observations a point counts for")
-    first_stiffness: float = Field(
-        default=30.0, gt=0, description="factor on the identity's prior at the start, falling to 1"
-    )
-    rotation_deg: float = Field(
-        default=3.0, ge=0, description="expected error of the told rotation, degrees; 0 keeps it"
-    )
-    translation_mm: float = Field(default=5.0, ge=0, description="expected error of the told position, mm; 0 keeps it")
-    threads: int = Field(default=2, ge=1, description="CPU threads; the same number gives the same bits")
-    normal_cosine: float = Field(
-        0.3, ge=-1, lt=1, description="least cosine of told and fitted normal for a point to count"
-    )
-    largest_step: float = Field(
-        default=1.5, gt=0, description="largest root-mean-square step of a code, in its spreads"
-    )
 
 
 class BoundFields(Protocol):

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from model.code_prior import CodePrior, expression_prior, identity_prior
-from model.fitting import FitConfig, FittedCodes, fit_codes
+from model.fit_config import FitConfig
+from model.fitting import FittedCodes, fit_codes
 from model.head_fields import HeadFields
 from model.head_model import HeadModel
 from model.observation import FittedHead, Observation

@@ -2,7 +2,8 @@ import numpy as np
 import open3d as o3d
 import pytest
 
-from model.baselines import PcaConfig, PcaHead, train_pca
+from model.baselines import PcaHead, train_pca
+from model.fit_config import PcaConfig
 from model.observation import Observation, small_rigid
 from registration.mesh import Mesh, sample_surface, transform_points, vertex_normals
 

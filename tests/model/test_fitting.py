@@ -7,7 +7,8 @@ from torch import Tensor
 
 from model.code_prior import CodePrior, expression_prior, identity_prior, mirrored_entries
 from model.codes import IdentityLayout
-from model.fitting import FitConfig, FittedCodes, fit_codes
+from model.fit_config import FitConfig
+from model.fitting import FittedCodes, fit_codes
 from model.observation import Observation, small_rigid
 from model.root_finding import posed_jacobian
 from model.units import to_mm, to_units

@@ -1,0 +1,60 @@
+"""Settings of the fits. Free of torch, since every command reads them."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class FitConfig(BaseModel):
+    """How codes and poses are fitted to clouds."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    points: int = Field(
+        default=2500, gt=0, description="points of each observation that are used, drawn without replacement"
+    )
+    iterations: int = Field(default=18, gt=0, description="Gauss-Newton steps")
+    first_scale_mm: float = Field(
+        default=10.0, gt=0, description="distance that the robust kernel forgives at the start, mm"
+    )
+    last_scale_mm: float = Field(default=1.0, gt=0, description="the same at the end, mm")
+    noise_mm: float = Field(default=1.0, gt=0, description="expected distance of a point from a fitted surface, mm")
+    sample_weight: float = Field(default=0.1, gt=0, le=1, description="independent observations a point counts for")
+    first_stiffness: float = Field(
+        default=30.0, gt=0, description="factor on the identity's prior at the start, falling to 1"
+    )
+    rotation_deg: float = Field(
+        default=3.0, ge=0, description="expected error of the told rotation, degrees; 0 keeps it"
+    )
+    translation_mm: float = Field(default=5.0, ge=0, description="expected error of the told position, mm; 0 keeps it")
+    threads: int = Field(default=2, ge=1, description="CPU threads; the same number gives the same bits")
+    normal_cosine: float = Field(
+        0.3, ge=-1, lt=1, description="least cosine of told and fitted normal for a point to count"
+    )
+    largest_step: float = Field(
+        default=1.5, gt=0, description="largest root-mean-square step of a code, in its spreads"
+    )
+
+
+class PcaConfig(BaseModel):
+    """How many modes the linear model keeps, and how it is fitted."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    identity_modes: int = Field(
+        80, ge=0, description="identity modes kept, at most as many as the training subjects give"
+    )
+    expression_modes: int = Field(default=40, ge=0, description="expression modes kept, likewise")
+    mirror: bool = Field(default=True, description="train on the mirrored heads too, as the field's own symmetry does")
+    iterations: int = Field(default=40, gt=0, description="alternations of correspondences and least squares")
+    noise_mm: float = Field(
+        2.0, gt=0, description="expected distance of a point from the model, mm: the ridge's strength"
+    )
+    first_reach_mm: float = Field(default=30.0, gt=0, description="farthest correspondence at the start, mm")
+    last_reach_mm: float = Field(default=5.0, gt=0, description="farthest correspondence at the end, mm")
+    trim_spreads: float = Field(default=3.0, gt=0, description="residuals beyond this many robust spreads are trimmed")
+    normal_cosine: float = Field(
+        default=0.3, ge=-1, lt=1, description="least cosine between the normals of a correspondence"
+    )
+    rotation_deg: float = Field(default=3.0, gt=0, description="expected error of the told rotation, degrees")
+    translation_mm: float = Field(default=5.0, gt=0, description="expected error of the told position, mm")
