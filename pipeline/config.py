@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from pipeline.capture import IngestConfig
 from storage.digest import digest_json
 from storage.errors import ConfigError, one_line
 
@@ -21,6 +23,12 @@ class SplitShares(BaseModel):
 
     held_out: float = Field(default=0.1, ge=0, le=0.9, description="share of subjects kept for evaluation")
     held_out_ids: tuple[str, ...] = Field(default=(), description="subjects to hold out; when given, all others train")
+
+    def of(self, subject: str, drawn: Mapping[str, str]) -> str:
+        """``train`` or ``held_out``: as named here, or else as it was drawn when the subject was first seen."""
+        if self.held_out_ids:
+            return "held_out" if subject in self.held_out_ids else "train"
+        return drawn.get(subject, "train")
 
 
 class Thresholds(BaseModel):
@@ -39,9 +47,10 @@ class PipelineConfig(BaseModel):
     seed: int = Field(default=0, ge=0, description="seed of the run; each key draws from its own generator")
     template: str = Field(default="template.npz", description="the template, a file in the workspace")
     model_name: str | None = Field(
-        default=None, description="name of the model; by default made from preset and inputs"
+        default=None, description="name of the model; made from preset and inputs if left out"
     )
     splits: SplitShares = SplitShares()
+    ingest: IngestConfig = IngestConfig()
     thresholds: Thresholds = Thresholds()
 
     def of_step(self, step: str) -> BaseModel | None:
@@ -52,10 +61,14 @@ class PipelineConfig(BaseModel):
         """The thresholds of a step, or None where it has none."""
         return getattr(self.thresholds, step, None)
 
-    def digest_of_step(self, step: str) -> str:
-        """Digest of what a step's results depend on: its config and the run's seed, thresholds left out."""
+    def resolved(self, step: str) -> dict[str, Any]:
+        """What a step's results depend on, as plain values: its config and the run's seed, thresholds left out."""
         config = self.of_step(step)
-        return digest_json({"seed": self.seed, "config": None if config is None else config.model_dump(mode="json")})
+        return {"run_seed": self.seed} | ({} if config is None else config.model_dump(mode="json"))
+
+    def digest_of_step(self, step: str) -> str:
+        """Digest of what a step's results depend on."""
+        return digest_json(self.resolved(step))
 
 
 PRESETS: dict[Preset, dict[str, Any]] = {"demo": {}, "small": {}, "paper": {}}

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from pipeline.config import PipelineConfig
+from pipeline.keys import subject_of, take_of
 from pipeline.stepspec import Need, StepSpec
 from storage.digest import digest_json
-from storage.manifest import Manifest
+from storage.manifest import Judgement, Manifest
+
+if TYPE_CHECKING:
+    from pipeline.config import PipelineConfig
 
 
 class Book(Protocol):
@@ -23,50 +26,45 @@ class Book(Protocol):
     def scans(self) -> Iterable[str]:
         """The keys of all scans taken in, sorted."""
 
+    def scans_of(self, subject: str) -> Iterable[str]:
+        """The keys of a subject's scans, sorted."""
+
+    def judgement(self, key: str) -> Judgement | None:
+        """A person's word over a scan, or None."""
+
     def split(self, subject: str) -> str:
         """``train`` or ``held_out``."""
 
     def template_digest(self) -> str:
         """Digest of the template."""
 
-
-def subject_of(key: str) -> str:
-    """The subject in SUBJECT/EXPRESSION."""
-    return key.partition("/")[0]
+    def damage(self, manifest: Manifest) -> str | None:
+        """What is wrong with a result's outputs as they lie in the store, or None."""
 
 
-def expression_of(key: str) -> str:
-    """The expression in SUBJECT/EXPRESSION."""
-    return key.partition("/")[2]
-
-
-def canonical_key(book: Book, subject: str, expressions: Iterable[str] | None = None) -> str | None:
+def canonical_key(book: Book, subject: str) -> str | None:
     """The scan that serves as a subject's canonical one.
 
-    This is the expression that the session names, or its first retake (EXPRESSION@2 and so on) that was not rejected
-    before registration, should the take before have been.
+    This is the expression that the session names, or its first retake (EXPRESSION@2 and so on), should the takes before
+    have been rejected at ingest or cleaning, or by a person.
 
     Returns:
         The key, or None where no such scan was taken in.
     """
-    keys = [f"{subject}/{e}" for e in expressions] if expressions is not None else _scans_of(book, subject)
-    takes = []
-    for key in keys:
+    takes: list[tuple[int, str]] = []
+    for key in book.scans_of(subject):
         taken = book.manifest("ingest", key)
-        if taken is not None:
-            name, _, retake = expression_of(key).partition("@")
-            if name == (taken.model_extra or {}).get("canonical_expression"):
-                takes.append((int(retake or 1), key))
+        name, number = take_of(key)
+        if taken is not None and name == taken.extra("canonical_expression"):
+            takes.append((number, key))
     takes.sort()
     for _, key in takes:
         early = (book.manifest(step, key) for step in ("ingest", "clean"))
-        if all(manifest is None or manifest.accepted for manifest in early):
+        word = book.judgement(key)
+        refused = word is not None and word.verdict == "reject"
+        if not refused and all(manifest is None or manifest.accepted for manifest in early):
             return key
     return takes[0][1] if takes else None
-
-
-def _scans_of(book: Book, subject: str) -> list[str]:
-    return [key for key in book.scans() if subject_of(key) == subject]
 
 
 def resolve(book: Book, need: Need, key: str) -> Iterator[tuple[str, str]]:
@@ -108,8 +106,20 @@ def expected_inputs(book: Book, spec: StepSpec, key: str) -> dict[str, str]:
                     inputs[role] = "missing" if manifest is None else "rejected"
                 else:
                     inputs |= {f"{role}/{name}": sha for name, sha in result_digests(manifest).items()}
-            elif manifest is not None and manifest.accepted:
-                inputs[role] = digest_json(result_digests(manifest))
+            elif manifest is not None and (manifest.accepted or need.rejected_too):
+                inputs[role] = digest_json([manifest.verdict, result_digests(manifest)])
     if spec.uses_template:
         inputs["template"] = book.template_digest()
     return inputs
+
+
+def model_name(book: Book) -> str:
+    """The name under which the model of this data and configuration is kept.
+
+    The configured one, or the preset with a digest of all that training depends on.
+    """
+    if book.config.model_name is not None:
+        return book.config.model_name
+    spec = book.steps["train"]
+    told = [expected_inputs(book, spec, ""), book.config.digest_of_step("train"), spec.version]
+    return f"{book.config.preset}-{digest_json(told)[:8]}"

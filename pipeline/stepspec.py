@@ -20,10 +20,17 @@ Over = Literal["own", "canonical", "train", "held_out", "all", "model"]
 
 @dataclass(frozen=True)
 class Need:
-    """Results of an earlier step that a step reads."""
+    """Results of an earlier step that a step reads.
+
+    Attributes:
+        step: the earlier step.
+        over: whose results.
+        rejected_too: with ``train``, ``held_out`` and ``all``: whether rejected results count as well.
+    """
 
     step: str
     over: Over = "own"
+    rejected_too: bool = False
 
 
 @dataclass(frozen=True)
@@ -34,10 +41,11 @@ class StepSpec:
         name: as on the command line and in ``PipelineConfig``.
         folder: where its manifests lie in a workspace: FOLDER/KEY/report.json.
         version: raised when the step's code gives other results for the same inputs.
-        run: module-level function of (workspace, key) that computes and commits.
+        run: module-level function of (workspace, key) that computes and commits; None for what no plan runs by key.
         judge: function of (figures, thresholds) that lists what speaks against the result.
         scope: one result a ``scan``, or one a ``model``.
         needs: what it reads; the first one decides whether there is anything to do.
+        heeds: what a person may say over its verdict.
         uses_template: whether the template is among its inputs.
         own_folder: whether nobody else writes in FOLDER/KEY.
         minutes: rough cost of one key on 2 cores.
@@ -47,10 +55,11 @@ class StepSpec:
     name: str
     folder: str
     version: int
-    run: Callable[[Workspace, str], Manifest]
+    run: Callable[[Workspace, str], Manifest] | None
     judge: Callable[[Mapping[str, Any], Any], list[str]]
     scope: Literal["scan", "model"] = "scan"
     needs: tuple[Need, ...] = ()
+    heeds: tuple[Literal["accept", "reject"], ...] = ()
     uses_template: bool = False
     own_folder: bool = True
     minutes: float = 0.0

@@ -3,48 +3,25 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-from pipeline.config import PipelineConfig
 from pipeline.inputs import canonical_key, expected_inputs
+from pipeline.keys import ScanKey
+from pipeline.splits import PATH as SPLITS_PATH
 from pipeline.stepspec import StepSpec
+from pipeline.verdict import derive_verdict
 from registration.template import Template
 from storage.digest import digest_bytes, digest_json
 from storage.errors import ConfigError, one_line
-from storage.manifest import Judgement, Manifest, Output, commit, plain, read_manifest, read_output, settle
+from storage.manifest import Judgement, Manifest, Output, commit, find_damage, plain, read_manifest, read_output
 from storage.store import Store
 
-_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}(@[1-9][0-9]?)?$")
+if TYPE_CHECKING:
+    from pipeline.config import PipelineConfig
 
-
-def is_safe_name(name: str) -> bool:
-    """Whether a subject, expression or model may be called so: letters, digits, ``._-``, and ``@2`` for a retake."""
-    return _NAME.match(name) is not None and ".." not in name
-
-
-class ScanKey(NamedTuple):
-    """A scan's key, written SUBJECT/EXPRESSION."""
-
-    subject: str
-    expression: str
-
-    @classmethod
-    def parse(cls, text: str) -> ScanKey:
-        """Read a key.
-
-        Raises:
-            ConfigError: the text is no key.
-        """
-        subject, _, expression = text.partition("/")
-        if not (is_safe_name(subject) and is_safe_name(expression)):
-            raise ConfigError(one_line("is no scan key", repr(text), "", "write it as SUBJECT/EXPRESSION"))
-        return cls(subject, expression)
-
-    def __str__(self) -> str:
-        return f"{self.subject}/{self.expression}"
+__all__ = ["ScanKey", "Workspace"]
 
 
 class Workspace:
@@ -92,6 +69,10 @@ class Workspace:
         """
         return read_output(self.store, manifest, name)
 
+    def damage(self, manifest: Manifest) -> str | None:
+        """What is wrong with a result's outputs as they lie in the store, or None: one is missing or was changed."""
+        return find_damage(self.store, manifest, self._manifest_path(manifest.step, manifest.key))
+
     def inputs(self, step: str, key: str) -> dict[str, str]:
         """The digests of all that a step reads for a key, as the planner knows them."""
         return expected_inputs(self, self.steps[step], key)
@@ -118,12 +99,15 @@ class Workspace:
         """
         spec = self.steps[step]
         told = plain(figures or {})
-        verdict = self.verdict(step, key, told, faults, made=bool(outputs))
+        thresholds = self.config.thresholds_of_step(step)
+        word = self.judgement(key) if spec.scope == "scan" else None
+        verdict = derive_verdict(spec, thresholds, word, figures=told, faults=faults, made=bool(outputs))
         manifest = Manifest(
             step=step,
             key=key,
             step_version=spec.version,
             config_digest=self.config.digest_of_step(step),
+            config=self.config.resolved(step),
             inputs=dict(self.inputs(step, key) if inputs is None else inputs),
             figures=told,
             faults=list(faults),
@@ -132,29 +116,22 @@ class Workspace:
         )
         return commit(self.store, spec.manifest_path(key), manifest, outputs or {}, spec.own_folder)
 
-    def verdict(
-        self, step: str, key: str, figures: Mapping[str, Any], faults: Sequence[str], made: bool
-    ) -> dict[str, Any]:
-        """What thresholds and a person's word make of a result: the fields ``verdict``, ``reasons``, ``judgement``."""
-        spec = self.steps[step]
-        reasons = [] if faults else spec.judge(figures, self.config.thresholds_of_step(step))
-        return settle(faults, reasons, self.judgement(step, key), made)
-
-    def judgement(self, step: str, key: str) -> Judgement | None:
-        """A person's word over the results of a scan, or None."""
-        if self.steps[step].scope != "scan":
-            return None
+    def judgement(self, key: str) -> Judgement | None:
+        """A person's word over a scan, or None."""
         try:
-            return Judgement.model_validate_json(self.store.get(f"judgements/{key}.json"))
+            return Judgement.model_validate_json(self.store.get(judgement_path(key)))
         except FileNotFoundError:
             return None
 
     def scans(self) -> list[str]:
         """The keys of all scans taken in, sorted."""
+        return self.scans_of("")
+
+    def scans_of(self, subject: str) -> list[str]:
+        """The keys of a subject's scans, sorted."""
+        paths = self.store.list(f"ingest/{subject}" if subject else "ingest")
         ends = "/report.json"
-        return [
-            path.removeprefix("ingest/").removesuffix(ends) for path in self.store.list("ingest") if path.endswith(ends)
-        ]
+        return sorted(path[len("ingest/") : -len(ends)] for path in paths if path.endswith(ends))
 
     def canonical_key(self, subject: str) -> str | None:
         """The scan that serves as the subject's canonical one, or None where there is none."""
@@ -162,15 +139,12 @@ class Workspace:
 
     def split(self, subject: str) -> str:
         """Whether a subject is for ``train`` or ``held_out``."""
-        named = self.config.splits.held_out_ids
-        if named:
-            return "held_out" if subject in named else "train"
-        return self._kept_splits.get(subject, "train")
+        return self.config.splits.of(subject, self.kept_splits())
 
-    @cached_property
-    def _kept_splits(self) -> dict[str, str]:
+    def kept_splits(self) -> dict[str, str]:
+        """The splits drawn so far: ``train`` or ``held_out`` by subject."""
         try:
-            return dict(json.loads(self.store.get("splits.json")))
+            return dict(json.loads(self.store.get(SPLITS_PATH)))
         except FileNotFoundError:
             return {}
 
@@ -200,3 +174,8 @@ class Workspace:
 
     def _manifest_path(self, step: str, key: str) -> str:
         return self.steps[step].manifest_path(key)
+
+
+def judgement_path(key: str) -> str:
+    """Where a person's word over a scan lies."""
+    return f"judgements/{key}.json"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from storage.digest import digest_bytes, digest_json
 from storage.errors import StorageConflict, one_line
-from storage.store import Store
+from storage.store import Stat, Store
 
 SCHEMA_VERSION = 1
 MAX_MANIFEST_BYTES = 64 * 1024 * 1024
@@ -56,6 +56,7 @@ class Manifest(BaseModel):
     key: str
     step_version: int
     config_digest: str
+    config: dict[str, Any] = Field(default={}, description="the step's resolved configuration, thresholds left out")
     inputs: dict[str, str] = Field(description="digest of each input by name")
     outputs: dict[str, Output] = Field(default={}, description="what was made, by name")
     figures: dict[str, Any] = Field(default={}, description="quality figures, units in their names")
@@ -83,32 +84,8 @@ class Manifest(BaseModel):
 
     def to_bytes(self) -> bytes:
         """Encode as JSON. Equal manifests, same bytes."""
-        text = self.model_dump_json(indent=1, exclude_none=True)
+        text = self.model_dump_json(indent=1)
         return text.encode() + b"\n"
-
-
-def settle(faults: Sequence[str], reasons: Sequence[str], judgement: Judgement | None, made: bool) -> dict[str, Any]:
-    """Derive the verdict: a person's word over the thresholds' over the step's own faults.
-
-    Args:
-        faults: what the step itself raised.
-        reasons: what the thresholds say against the figures.
-        judgement: a person's word, if there is one.
-        made: whether there are outputs; without any, nothing can be accepted.
-
-    Returns:
-        The fields ``verdict``, ``reasons`` and ``judgement`` of a manifest.
-    """
-    said = [*faults, *reasons]
-    accepted = not said
-    if judgement is not None and judgement.verdict == "reject":
-        accepted = False
-        said.append(f"rejected by {judgement.by}: {judgement.reason}")
-    elif judgement is not None and said:
-        accepted = made
-        if not made:
-            said.append(f"accepted by {judgement.by}, but the step made nothing that could be used")
-    return {"verdict": "accepted" if accepted else "rejected", "reasons": said, "judgement": judgement}
 
 
 def plain(value: Any) -> Any:
@@ -153,7 +130,7 @@ def commit(
     store.delete(path)
     if own_folder:
         kept = {output.path for output in made.values()}
-        for stray in list(store.list(folder)):
+        for stray in store.list(folder):
             if stray not in kept:
                 store.delete(stray)
     for name, given in sorted(outputs.items()):
@@ -164,11 +141,16 @@ def commit(
     return finished
 
 
+def rewrite(store: Store, path: str, manifest: Manifest) -> None:
+    """Publish another verdict over outputs that stay as they are."""
+    store.put(path, manifest.to_bytes())
+
+
 def withdraw(store: Store, path: str, own_folder: bool = True) -> None:
     """Take a result back: the manifest first, then what lies beside it."""
     store.delete(path)
     if own_folder:
-        for stray in list(store.list(folder_of(path))):
+        for stray in store.list(folder_of(path)):
             store.delete(stray)
 
 
@@ -182,6 +164,15 @@ def read_manifest(store: Store, path: str) -> Manifest | None:
         data = store.get(path)
     except FileNotFoundError:
         return None
+    return parse_manifest(data, path)
+
+
+def parse_manifest(data: bytes, path: str) -> Manifest:
+    """Decode a manifest.
+
+    Raises:
+        StorageConflict: it can't be read, or was written by another version of the project.
+    """
     try:
         return Manifest.model_validate_json(data)
     except ValidationError as error:
@@ -209,3 +200,28 @@ def read_output(store: Store, manifest: Manifest, name: str) -> bytes:
         why = f"{len(data)} bytes that differ from the digest in its manifest"
         raise StorageConflict(one_line("was changed after it was made", output.path, why, "delete it and run again"))
     return data
+
+
+def find_damage(store: Store, manifest: Manifest, path: str, stats: Mapping[str, Stat] | None = None) -> str | None:
+    """Tell what is wrong with a result's outputs, at the cost of a look at each.
+
+    An output of the right size that was last written before its manifest is taken as it is; one written later is read
+    and held against its digest. Whoever reads an output checks its digest in any case.
+
+    Args:
+        path: where the manifest lies.
+        stats: what is known of the objects in the store already.
+
+    Returns:
+        What is wrong, in words, or None.
+    """
+    known = stats or {}
+    committed = known.get(path) or store.stat(path)
+    for name, output in manifest.outputs.items():
+        found = known.get(output.path) or store.stat(output.path)
+        if found is None:
+            return f"output {name} missing"
+        late = committed is None or found.modified_ns > committed.modified_ns
+        if found.bytes != output.bytes or (late and digest_bytes(store.get(output.path)) != output.sha256):
+            return f"output {name} changed"
+    return None

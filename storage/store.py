@@ -7,7 +7,8 @@ import secrets
 import socket
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +18,7 @@ import obstore
 from storage.errors import ConfigError, StorageConflict, one_line
 
 _SCRATCH = ".tmp"
+_REQUESTS = 32
 
 
 class Stat(NamedTuple):
@@ -71,8 +73,20 @@ class Store(ABC):
         """Size and version of an object, or None where there is none."""
 
     @abstractmethod
-    def list(self, prefix: str = "") -> Iterator[str]:
-        """The paths of all objects under a folder (``prefix`` names whole path components), sorted."""
+    def stats(self, folder: str = "") -> dict[str, Stat]:
+        """Size and version of every object under a folder, by path, sorted."""
+
+    def list(self, folder: str = "") -> list[str]:
+        """The paths of all objects under a folder, sorted."""
+        return list(self.stats(folder))
+
+    def get_many(self, paths: Iterable[str]) -> Iterator[bytes]:
+        """Read objects in the order of their paths.
+
+        Raises:
+            FileNotFoundError: one is not there.
+        """
+        return map(self.get, paths)
 
     def exists(self, path: str) -> bool:
         """Whether there is an object."""
@@ -144,14 +158,25 @@ class LocalStore(Store):
             return None
         return Stat(found.st_size, str(found.st_mtime_ns), found.st_mtime_ns)
 
-    def list(self, prefix: str = "") -> Iterator[str]:
-        top = self.root / check_path(prefix.rstrip("/")) if prefix else self.root
-        found = []
-        for folder, folders, files in os.walk(top):
-            folders[:] = [name for name in folders if not (name == _SCRATCH and Path(folder) == self.root)]
-            inside = Path(folder).relative_to(self.root)
-            found += [(inside / name).as_posix() for name in files]
-        yield from sorted(found)
+    def stats(self, folder: str = "") -> dict[str, Stat]:
+        found: dict[str, Stat] = {}
+        waiting = [self._file(folder) if folder else self.root]
+        skipped = str(self.root / _SCRATCH)
+        cut = len(str(self.root)) + 1
+        while waiting:
+            try:
+                entries = os.scandir(waiting.pop())
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+            with entries:
+                for entry in entries:
+                    if entry.is_dir(follow_symlinks=False):
+                        if entry.path != skipped:
+                            waiting.append(Path(entry.path))
+                    elif entry.is_file():
+                        of = entry.stat()
+                        found[entry.path[cut:]] = Stat(of.st_size, str(of.st_mtime_ns), of.st_mtime_ns)
+        return dict(sorted(found.items()))
 
     @contextmanager
     def local_path(self, path: str) -> Iterator[Path]:
@@ -211,16 +236,23 @@ class ObjectStore(Store):
 
     def stat(self, path: str) -> Stat | None:
         try:
-            found = obstore.head(self.remote, check_path(path))
+            return _stat_of(obstore.head(self.remote, check_path(path)))
         except FileNotFoundError:
             return None
-        modified_ns = round(found["last_modified"].timestamp() * 1e9)
-        return Stat(found["size"], found["e_tag"] or str(modified_ns), modified_ns)
 
-    def list(self, prefix: str = "") -> Iterator[str]:
-        folder = check_path(prefix.rstrip("/")) if prefix else None
-        paths = (entry["path"] for batch in obstore.list(self.remote, folder) for entry in batch)
-        yield from sorted(paths)
+    def stats(self, folder: str = "") -> dict[str, Stat]:
+        prefix = check_path(folder) if folder else None
+        found = {entry["path"]: _stat_of(entry) for batch in obstore.list(self.remote, prefix) for entry in batch}
+        return dict(sorted(found.items()))
+
+    def get_many(self, paths: Iterable[str]) -> Iterator[bytes]:
+        with ThreadPoolExecutor(_REQUESTS) as pool:  # requests wait on the network, not on this machine
+            yield from pool.map(self.get, paths)
+
+
+def _stat_of(entry: Any) -> Stat:
+    modified_ns = round(entry["last_modified"].timestamp() * 1e9)
+    return Stat(entry["size"], entry["e_tag"] or str(modified_ns), modified_ns)
 
 
 def open_store(url: str) -> Store:

@@ -1,0 +1,48 @@
+"""WS/rejected.jsonl: a line for each rejected scan, derived from the manifests."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from pipeline.inputs import Book
+from pipeline.workspace import Workspace
+from storage.digest import canonical_json
+
+PATH = "rejected.jsonl"
+
+
+def list_rejected(book: Book) -> Iterator[dict[str, Any]]:
+    """Every rejected scan once, at the step that rejected it: key, step, reason, and the manifest that says so."""
+    for key in book.scans():
+        for spec in book.steps.values():
+            manifest = book.manifest(spec.name, key) if spec.scope == "scan" else None
+            if manifest is not None and not manifest.accepted:
+                reason = "; ".join(manifest.reasons)
+                yield {"key": key, "step": spec.name, "reason": reason, "file": spec.manifest_path(key)}
+                break
+
+
+def write_rejected(workspace: Workspace, book: Book) -> list[dict[str, Any]]:
+    """Write the list anew: the rejected scans, and those that found no place in the workspace at all.
+
+    Args:
+        workspace: where to.
+        book: the workspace's manifests as they stand, best a fresh snapshot.
+
+    Returns:
+        The list.
+    """
+    rejected = list(list_rejected(book))
+    for path in workspace.store.list("sessions"):
+        refused = json.loads(workspace.store.get(path)).get("refused", [])
+        rejected += [{"key": r["key"], "step": "ingest", "reason": r["line"], "file": path} for r in refused]
+    data = b"".join(canonical_json(line) + b"\n" for line in rejected)
+    try:
+        unchanged = workspace.store.get(PATH) == data
+    except FileNotFoundError:
+        unchanged = False
+    if not unchanged:
+        workspace.store.put(PATH, data)
+    return rejected

@@ -1,0 +1,183 @@
+"""A capture session as a capture team hands it over: session.json, and the scans that it names."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from pipeline.keys import is_safe_name
+from registration.views import Layout
+from storage.errors import ScanRejected, one_line
+from storage.jsonfile import MAX_JSON_BYTES, read_json
+
+NOTE = "session.json"
+MM_PER_UNIT = {"mm": 1.0, "cm": 10.0, "m": 1000.0}
+
+
+class Consent(BaseModel):
+    """What a person agreed to."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    given: bool
+    scope: list[str] = []
+    date: str | None = None
+
+
+class SubjectNote(BaseModel):
+    """What a session tells of one subject. Further keys are kept."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    id: str
+    expressions: list[str]
+    hair: str | None = None
+    licence: str | None = None
+    consent: Consent | None = None
+    beard: bool | None = None
+    glasses: bool | None = None
+
+
+class Session(BaseModel):
+    """``session.json``. Further keys are kept."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    schema_version: Literal[1]
+    session_id: str = Field(min_length=1, max_length=200)
+    captured_at: str
+    rig: str
+    layout: Layout
+    unit: Literal["mm", "cm", "m"] = "mm"
+    canonical_expression: str
+    licence: str | None = None
+    subjects: list[SubjectNote]
+
+    @field_validator("captured_at")
+    @classmethod
+    def _is_a_time(cls, told: str) -> str:
+        datetime.fromisoformat(told)
+        return told
+
+
+@dataclass(frozen=True)
+class FoundScan:
+    """One scan of a session, not yet read.
+
+    Attributes:
+        key: SUBJECT/EXPRESSION, with the prefix that was asked for.
+        folder: of the scan.
+        root: of the session; nothing outside it is read.
+        session: what ``session.json`` tells of the session, its subjects left out.
+        subject: what it tells of the subject.
+    """
+
+    key: str
+    folder: Path
+    root: Path
+    session: dict[str, Any]
+    subject: dict[str, Any]
+
+    @property
+    def layout(self) -> Layout:
+        """How the scan was handed over."""
+        layout: Layout = self.session["layout"]
+        return layout
+
+    @property
+    def name(self) -> str:
+        """The scan's folder as messages name it: relative to the session."""
+        return f"{self.folder.parent.name}/{self.folder.name}"
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A scan that could not be given a place of its own in the workspace.
+
+    Attributes:
+        key: as told.
+        line: what is wrong, where, why, and what to do.
+        content: digest of its content, where it was read.
+    """
+
+    key: str
+    line: str
+    content: str = ""
+
+
+def read_session(root: Path) -> Session:
+    """Read and check ``session.json``.
+
+    Raises:
+        ScanRejected: it is missing, no JSON, or not as this version knows it.
+    """
+    file = root / NOTE
+    if not file.is_file():
+        remedy = "give the folder that holds it" if root.is_dir() else "check the path"
+        why = "" if root.is_dir() else "no such folder"
+        raise ScanRejected(one_line(f"no {NOTE} found", str(root), why, remedy))
+    if file.stat().st_size > MAX_JSON_BYTES:
+        raise ScanRejected(one_line("is too large", str(file), f"{file.stat().st_size} bytes", "export it again"))
+    told = read_json(file.read_bytes(), str(file))
+    if told.get("schema_version") != 1:
+        why = f"found {told.get('schema_version')!r}, known is 1"
+        raise ScanRejected(one_line("schema_version is not known", str(file), why, "export with schema_version 1"))
+    try:
+        return Session.model_validate(told)
+    except ValidationError as error:
+        first = error.errors()[0]
+        at = ".".join(str(part) for part in first["loc"])
+        what = "field required" if first["type"] == "missing" else f"{first['msg'].lower()}, found {first['input']!r}"
+        raise ScanRejected(one_line(f"{at}: {what[:200]}", str(file), "", "correct this key")) from error
+
+
+def find_scans(root: Path, session: Session, subject_prefix: str = "") -> tuple[list[FoundScan], list[Refusal]]:
+    """List the scans of a session: those it names, and their retakes that lie beside them.
+
+    Args:
+        root: the session's folder.
+        subject_prefix: put before every subject's id.
+
+    Returns:
+        The scans, sorted by key, the canonical expression of each subject first; and those whose names can't be used.
+    """
+    about = session.model_dump(mode="json", exclude={"subjects"}, exclude_none=True)
+    found: list[FoundScan] = []
+    refused: list[Refusal] = []
+    for subject in session.subjects:
+        subject_id = subject_prefix + subject.id
+        folder = root / subject.id
+        told = subject.model_dump(mode="json", exclude={"expressions", "id"}, exclude_none=True)
+        if not is_safe_name(subject_id) or not is_safe_name(subject.id) or "@" in subject_id:
+            refused.append(Refusal(subject_id, _unsafe(root, "subject", subject.id)))
+            continue
+        for expression in _with_retakes(folder, subject.expressions):
+            key = f"{subject_id}/{expression}"
+            if is_safe_name(expression):
+                found.append(FoundScan(key, folder / expression, root, about, told))
+            else:
+                refused.append(Refusal(key, _unsafe(root, f"expression of subject {subject.id}", expression)))
+    canonical = session.canonical_expression
+    found.sort(key=lambda scan: (scan.key.split("/")[0], scan.key.split("/")[1] != canonical, scan.key))
+    return found, refused
+
+
+def _with_retakes(folder: Path, expressions: list[str]) -> list[str]:
+    told = list(dict.fromkeys(expressions))
+    try:
+        there = sorted(entry.name for entry in os.scandir(folder))
+    except (FileNotFoundError, NotADirectoryError):
+        return told
+    return told + [name for name in there if "@" in name and name.split("@")[0] in told and name not in told]
+
+
+def _unsafe(root: Path, what: str, name: str) -> str:
+    climbs = ".." in name or "/" in name or "\\" in name
+    why = "it climbs out of the session" if climbs else "allowed are 1 to 64 of A-Z a-z 0-9 . _ -"
+    remedy = "rename it in session.json and on disk"
+    return one_line(f"{what} may not be called {name[:80]!r}", str(root / NOTE), why, remedy)
