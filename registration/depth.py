@@ -15,7 +15,7 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from registration.views import DepthView, pixel_rays
+from registration.views import DepthView, Intrinsics, pixel_rays
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -85,11 +85,31 @@ class FittedViews:
 
 
 def in_threads(function: Callable[[A], B], items: Sequence[A], threads: int) -> list[B]:
-    """Map over items in order; the compiled kernels release the interpreter's lock. Results never depend on ``threads``."""
+    """Map over items in order; the compiled kernels release the interpreter's lock, so threads help."""
     if threads <= 1 or len(items) <= 1:
         return [function(item) for item in items]
     with ThreadPoolExecutor(threads) as pool:
         return list(pool.map(function, items))
+
+
+def thinned(view: DepthView, stride: int) -> DepthView:
+    """Every ``stride``-th pixel of a view in both directions, its camera adapted."""
+    if stride <= 1:
+        return view
+    offset = stride // 2
+    depth = np.ascontiguousarray(view.depth_mm[offset::stride, offset::stride])
+    color = None if view.color is None else np.ascontiguousarray(view.color[offset::stride, offset::stride])
+    told = view.intrinsics
+    camera = Intrinsics(
+        depth.shape[1],
+        depth.shape[0],
+        told.fx / stride,
+        told.fy / stride,
+        (told.cx - offset - 0.5) / stride + 0.5,
+        (told.cy - offset - 0.5) / stride + 0.5,
+        told.distortion,
+    )
+    return replace(view, depth_mm=depth, color=color, intrinsics=camera)
 
 
 def depth_noise_mm(depth_mm: NDArray[np.floating]) -> float:

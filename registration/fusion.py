@@ -125,7 +125,7 @@ def extract_surface(values: NDArray[np.float32], grid: Grid) -> Mesh:
     filled = np.where(known, values, np.float32(1.0))
     if not (cell.any() and filled.min() < 0 < filled.max()):
         return Mesh.of(np.zeros((0, 3)), np.zeros((0, 3)))
-    vertices, faces, _, _ = marching_cubes(filled, 0.0, mask=mask, gradient_direction="ascent")
+    vertices, faces, _, _ = marching_cubes(filled, 0.0, mask=mask, gradient_direction="descent")
     return Mesh.of(vertices * grid.voxel_mm, faces)
 
 

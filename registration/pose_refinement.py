@@ -8,6 +8,7 @@ first look. A view that cannot be brought into agreement with the others is name
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import numba
 import numpy as np
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
 from registration.depth import FittedViews, in_threads
+from registration.views import camera_of, pixel_rays
 
 FIRST_GATE_MM = 40.0
 """Largest gap between two views' surfaces that the first iterations still try to close."""
@@ -56,6 +58,8 @@ def refine_poses(
     points_per_view: int = 2500,
     max_iterations: int = 40,
     agreement_min: float = 0.35,
+    start: NDArray[np.floating] | None = None,
+    gate_mm: float = FIRST_GATE_MM,
     threads: int = 1,
 ) -> RefinedPoses:
     """Bring all views into agreement.
@@ -67,16 +71,29 @@ def refine_poses(
         points_per_view: how many points of each view are held against the others.
         max_iterations: of Gauss-Newton.
         agreement_min: a view with a smaller agreement is left out.
+        start: (V, 4, 4) poses to begin from, for instance of a coarser refinement; the told ones otherwise.
+        gate_mm: largest gap between two views' surfaces that the first iterations still try to close.
         threads: how many views at a time; the result does not depend on it.
     """
     told = np.asarray(views.T_world_from_camera, np.float64)
     centre = np.asarray(centre_mm, np.float64)
     samples = [_sample(views, v, points_per_view) for v in range(len(told))]
+    begin = told if start is None else np.asarray(start, np.float64)
     keep = np.ones(len(told), bool)
     iterations = 0
     while True:
         poses, statistics, steps = _settle(
-            views, told, keep, samples, centre, position_sigma_mm, angle_sigma_deg, max_iterations, threads
+            views,
+            told,
+            begin,
+            keep,
+            samples,
+            centre,
+            position_sigma_mm,
+            angle_sigma_deg,
+            max_iterations,
+            gate_mm,
+            threads,
         )
         iterations += steps
         agreement, residual = _agreement(statistics, keep)
@@ -103,54 +120,32 @@ def _sample(views: FittedViews, view: int, count: int) -> NDArray[np.float64]:
     row, column = np.nonzero(good & lattice)
     flat = pixels.start + row * width + column
     z = views.depth_mm[flat].astype(np.float64)
-    x, y = _rays(views.cameras[view], column + 0.5, row + 0.5)
+    x, y = pixel_rays(camera_of(views.cameras[view]), column + 0.5, row + 0.5)
     return np.ascontiguousarray(np.column_stack([x * z, y * z, z, views.normal[flat]]))
-
-
-def _rays(camera: NDArray[np.float64], u: NDArray, v: NDArray) -> tuple[NDArray, NDArray]:
-    from registration.views import Intrinsics, pixel_rays
-
-    return pixel_rays(Intrinsics(0, 0, *camera[:4], distortion=tuple(camera[4:])), u, v)
 
 
 def _settle(
     views: FittedViews,
     told: NDArray,
+    begin: NDArray,
     keep: NDArray[np.bool_],
     samples: list[NDArray],
     centre: NDArray,
     position_sigma_mm: float,
     angle_sigma_deg: float,
     max_iterations: int,
+    gate_mm: float,
     threads: int,
 ) -> tuple[NDArray, NDArray, int]:
     count = len(told)
-    poses = told.copy()
+    poses = begin.copy()
     active = keep[:, None] & keep[None, :] & ~np.eye(count, dtype=bool)
     noise = float(np.median(views.noise_mm))
-    scale, gate = 0.25 * FIRST_GATE_MM, FIRST_GATE_MM
+    scale, gate = 0.25 * gate_mm, gate_mm
     statistics = np.zeros((count, count, 30))
     step = 0
     for step in range(1, max_iterations + 1):
-
-        def gather(v: int, poses: NDArray = poses, gate: float = gate, scale: float = scale) -> NDArray:
-            return pair_equations(
-                v,
-                samples[v],
-                active[v],
-                views.cameras,
-                poses,
-                views.layout,
-                views.depth_mm,
-                views.slope,
-                views.normal,
-                views.weight,
-                centre,
-                gate,
-                scale,
-                FACING_COS,
-            )
-
+        gather = partial(_equations, views, poses, active, samples, centre, gate, scale)
         statistics = np.stack(in_threads(gather, list(range(count)), threads))
         if step == 1:
             overlap = statistics[:, :, 29]
@@ -161,10 +156,40 @@ def _settle(
         spread = statistics[:, :, 28].sum() / max(matched, 1.0)  # mean absolute residual of the matched points
         settled = scale <= 1.05 * max(2.0 * noise, 1.5 * spread, 0.02)
         scale = float(np.clip(1.5 * spread, max(2.0 * noise, 0.02), 0.6 * scale if not settled else scale))
-        gate = float(np.clip(12.0 * scale, 2.0, FIRST_GATE_MM))
+        gate = float(np.clip(12.0 * scale, min(2.0, gate_mm), gate_mm))
         if settled and np.abs(update[:, :3]).max() * 150.0 < 0.003 and np.abs(update[:, 3:]).max() < 0.003:
             break
     return poses, statistics, step
+
+
+def _equations(
+    views: FittedViews,
+    poses: NDArray,
+    active: NDArray[np.bool_],
+    samples: list[NDArray],
+    centre: NDArray,
+    gate_mm: float,
+    scale_mm: float,
+    view: int,
+) -> NDArray[np.float64]:
+    return np.asarray(
+        pair_equations(
+            view,
+            samples[view],
+            active[view],
+            views.cameras,
+            poses,
+            views.layout,
+            views.depth_mm,
+            views.slope,
+            views.normal,
+            views.weight,
+            centre,
+            gate_mm,
+            scale_mm,
+            FACING_COS,
+        )
+    )
 
 
 def _solve(

@@ -111,14 +111,7 @@ def pixel_rays(
     return x, y
 
 
-def view_points(view: DepthView, stride: int = 1) -> NDArray[np.float64]:
-    """World points (n, 3) in mm of every ``stride``-th pixel in both directions that has a return."""
-    offset = stride // 2
-    rows, columns = np.mgrid[offset : view.depth_mm.shape[0] : stride, offset : view.depth_mm.shape[1] : stride]
-    depth = view.depth_mm[rows, columns].astype(np.float64)
-    seen = depth > 0
-    x, y = pixel_rays(view.intrinsics, columns[seen] + 0.5, rows[seen] + 0.5)
-    z = depth[seen]
-    camera = np.stack([x * z, y * z, z], 1)
-    T = view.T_world_from_camera
-    return camera @ T[:3, :3].T + T[:3, 3]
+def camera_of(row: NDArray[np.floating]) -> Intrinsics:
+    """The camera of a kernel's row (9,), see ``Intrinsics.as_row``; its image size is not known there."""
+    fx, fy, cx, cy, k1, k2, p1, p2, k3 = (float(value) for value in row)
+    return Intrinsics(0, 0, fx, fy, cx, cy, (k1, k2, p1, p2, k3))

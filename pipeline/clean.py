@@ -1,0 +1,357 @@
+"""Clean a capture: refine the told poses, drop what floats, find the head, fuse, fill small holes, close, judge."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+from scipy.spatial import cKDTree
+
+from pipeline.ingest import load_capture
+from pipeline.workspace import Workspace
+from registration.clean_pictures import clean_sheet
+from registration.depth import FittedViews, fit_views, thinned
+from registration.fusion import Grid, extract_surface, fuse, grid_for_box, observe
+from registration.head_crop import (
+    SEARCH_RADIUS_MM,
+    ball_region,
+    find_head,
+    head_region,
+    looked_at,
+    oriented_points,
+)
+from registration.mesh import Mesh, face_areas, mesh_to_ply, transform_points, vertex_normals
+from registration.pictures import Picture, to_png
+from registration.pieces import small_patches, split_pieces, vertex_pieces
+from registration.pose_refinement import RefinedPoses, refine_poses
+from registration.repair import repair
+from registration.template import Template
+from registration.views import Capture, DepthView
+from registration.watertight import complete, forget_pieces
+from storage.errors import ScanRejected, one_line
+from storage.manifest import Manifest
+
+STEP_VERSION = 1
+
+
+class CleanConfig(BaseModel):
+    """How a capture is cleaned."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    voxel_mm: float = Field(default=0.0, ge=0, le=5, description="edge of a voxel, mm; 0 takes the sensor's own pixel")
+    voxel_range_mm: tuple[float, float] = Field(default=(0.8, 2.5), description="limits of the sensor's own voxel, mm")
+    truncation_voxels: float = Field(default=3.0, gt=1, le=10, description="reach of the signed distance, voxels")
+    least_weight: float = Field(default=0.15, gt=0, description="of a voxel's views together, 1 being a frontal view")
+    box_low_mm: tuple[float, float, float] = Field(
+        default=(-140, -140, -190), description="lower corner of what is kept, head frame, mm"
+    )
+    box_high_mm: tuple[float, float, float] = Field(
+        default=(140, 220, 170), description="upper corner of what is kept, head frame, mm"
+    )
+    hole_mm: float = Field(default=14.0, ge=0, description="holes up to this wide are filled and marked, mm")
+    piece_area_mm2: float = Field(default=60.0, ge=0, description="loose pieces smaller than this are dropped, mm^2")
+    piece_gap_mm: float = Field(default=15.0, ge=0, description="loose pieces further off the head are dropped, mm")
+    position_sigma_mm: float = Field(default=4.0, gt=0, description="how wrong a told camera position may be, mm")
+    angle_sigma_deg: float = Field(default=0.8, gt=0, description="how wrong a told camera angle may be, degrees")
+    agreement_min: float = Field(default=0.35, ge=0, le=1, description="a view that agrees less is left out")
+    coarse_pixel_mm: float = Field(default=3.0, gt=0, description="pixel of the first look at poses and head, mm")
+
+
+class CleanThresholds(BaseModel):
+    """What a clean scan must reach."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    min_views: int = Field(default=3, ge=1, description="views that agree")
+    max_left_out_share: float = Field(default=0.5, ge=0, le=1, description="views left out, of all")
+    min_coverage: float = Field(default=0.6, ge=0, le=1, description="share of the head's directions that were seen")
+    min_face_coverage: float = Field(default=0.7, ge=0, le=1, description="the same over the face alone")
+    max_spread_mm: float = Field(default=2.0, gt=0, description="median disagreement between views, mm")
+    max_pose_shift_mm: float = Field(default=25.0, gt=0, description="median shift of the views' poses, mm")
+
+
+@dataclass(frozen=True)
+class CleanScan:
+    """A cleaned scan.
+
+    Attributes:
+        mesh: world frame, mm; colours where there were some; attributes ``views`` uint8, ``spread_mm`` float32 and
+            ``observed`` uint8 (0 where a small hole was filled).
+        watertight: closed surface of the same head; attribute ``guessed`` uint8.
+        T_world_from_head: (4, 4) where the search found the head; good to some millimetres.
+        figures: quality figures, units in their names.
+        left_out: names of the views that disagree with all others, each with what was found.
+        picture: before and after, and the confidence.
+    """
+
+    mesh: Mesh
+    watertight: Mesh
+    T_world_from_head: NDArray[np.float64]
+    figures: dict[str, float | int]
+    left_out: tuple[str, ...]
+    picture: Picture
+
+
+def clean_scan(capture: Capture, template: Template, config: CleanConfig, seed: int = 0, threads: int = 1) -> CleanScan:
+    """Clean one capture of any layout.
+
+    Args:
+        capture: as read, mm.
+        template: the head to look for.
+        config: of the step.
+        seed: of the search for the head.
+        threads: at a time; the result does not depend on it.
+
+    Raises:
+        ScanRejected: too few views agree, or there is no head.
+    """
+    views = capture.depth_views
+    views = tuple(view for view in views if (view.depth_mm > 0).any())
+    if len(views) < 3:
+        raise ScanRejected(one_line("too few views with depth", capture.key, f"{len(views)} of 3", "capture it again"))
+    centre = looked_at(views)
+    coarse, coarse_poses = _first_look(views, centre, config, threads)
+    used = [v for v in range(len(views)) if v not in coarse_poses.left_out]
+    _check_agreement(capture.key, len(used), len(views))
+    points, normals = oriented_points(coarse.with_poses(coarse_poses.T_world_from_camera), used)
+    head = find_head(points, normals, template, capture.key, seed)
+    T = head.T_world_from_head
+    low, high = np.array(config.box_low_mm), np.array(config.box_high_mm)
+
+    kept = [views[v] for v in used]
+    start = coarse_poses.T_world_from_camera[used]
+    placed = [replace(view, T_world_from_camera=pose) for view, pose in zip(kept, start, strict=True)]
+    fitted = fit_views(kept, [head_region(view, T, low, high) for view in placed], threads)
+    poses = refine_poses(
+        fitted,
+        T[:3, 3],
+        position_sigma_mm=config.position_sigma_mm,
+        angle_sigma_deg=config.angle_sigma_deg,
+        agreement_min=config.agreement_min,
+        start=start,
+        gate_mm=6.0,
+        threads=threads,
+    )
+    agreed = [v for v in range(len(kept)) if v not in poses.left_out]
+    _check_agreement(capture.key, len(agreed), len(views))
+    final = fitted.with_poses(poses.T_world_from_camera).select(agreed)
+    voxel = _voxel_mm(final, config)
+    grid = grid_for_box(T, low, high, voxel)
+    shape = _surface(final, grid, config, threads)
+    left_out = _left_out_names(views, used, coarse_poses, poses)
+    figures = {
+        "views": len(views),
+        "views_used": len(agreed),
+        "head_score": head.score,
+        "noise_mm": float(np.median(final.noise_mm)),
+        "pose_shift_median_mm": float(np.median(poses.shift_mm[agreed])),
+        "pose_shift_max_mm": float(poses.shift_mm[agreed].max()),
+        "pose_turn_median_deg": float(np.median(poses.turn_deg[agreed])),
+        "pose_residual_mm": float(np.median(poses.residual_mm[agreed])),
+        "agreement": float(np.median(poses.agreement[agreed])),
+        "voxel_mm": voxel,
+        **shape.figures,
+    }
+    mesh = shape.mesh.transformed(grid.T_world_from_grid)
+    told = oriented_points(coarse, used)[0]
+    return CleanScan(
+        mesh,
+        shape.closed.transformed(grid.T_world_from_grid),
+        T,
+        figures | coverage(mesh, T, template),
+        left_out,
+        clean_sheet(told, None, mesh, T),
+    )
+
+
+@dataclass(frozen=True)
+class _Shape:
+    """A surface in its grid's frame, mm, and what was counted on the way."""
+
+    mesh: Mesh
+    closed: Mesh
+    figures: dict[str, float | int]
+
+
+def _first_look(
+    views: Sequence[DepthView], centre: NDArray, config: CleanConfig, threads: int
+) -> tuple[FittedViews, RefinedPoses]:
+    """Poses from coarse pixels of everything around the point that the cameras look at."""
+    thin = []
+    for view in views:
+        depth = view.depth_mm[view.depth_mm > 0]
+        stride = max(1, round(config.coarse_pixel_mm * view.intrinsics.fx / float(np.median(depth))))
+        thin.append(thinned(view, stride))
+    fitted = fit_views(thin, [ball_region(view, centre, SEARCH_RADIUS_MM) for view in thin], threads)
+    poses = refine_poses(
+        fitted,
+        centre,
+        position_sigma_mm=config.position_sigma_mm,
+        angle_sigma_deg=config.angle_sigma_deg,
+        agreement_min=config.agreement_min,
+        threads=threads,
+    )
+    return fitted, poses
+
+
+def _check_agreement(key: str, used: int, total: int) -> None:
+    if used < 3:
+        why = f"{used} of {total}"
+        raise ScanRejected(one_line("too few views agree with each other", key, why, "check the rig's calibration"))
+
+
+def _left_out_names(
+    views: Sequence[DepthView], used: Sequence[int], first: RefinedPoses, second: RefinedPoses
+) -> tuple[str, ...]:
+    """One line a view that was left out, in the order of the views."""
+    found = dict.fromkeys(first.left_out, first) | {used[v]: second for v in second.left_out}
+    lines = []
+    for v in sorted(found):
+        poses = found[v]
+        at = v if poses is first else list(used).index(v)
+        why = f"moved {poses.shift_mm[at]:.0f} mm and {poses.turn_deg[at]:.1f} degrees in vain"
+        lines.append(f"{views[v].name}: disagrees with all other views ({why})")
+    return tuple(lines)
+
+
+def _voxel_mm(views: FittedViews, config: CleanConfig) -> float:
+    if config.voxel_mm > 0:
+        return config.voxel_mm
+    pixels = []
+    for v in range(len(views.names)):
+        depth = views.depth_mm[views.pixels(v)]
+        if (depth > 0).any():
+            pixels.append(float(np.median(depth[depth > 0])) / views.cameras[v, 0])
+    low, high = config.voxel_range_mm
+    return float(np.clip(round(float(np.median(pixels)) * 1.15, 1), low, high))
+
+
+def _surface(views: FittedViews, grid: Grid, config: CleanConfig, threads: int) -> _Shape:
+    """Fuse, drop what floats, close, and take from the closed surface what was seen and the small holes."""
+    truncation = config.truncation_voxels * grid.voxel_mm
+    values = fuse(views, grid, truncation, config.least_weight, threads)
+    rough = extract_surface(values, grid)
+    if len(rough.faces) < 1000:
+        raise ScanRejected(one_line("no surface", "fusion", f"{len(rough.faces)} faces", "check depth and poses"))
+    pieces = split_pieces(rough, config.piece_area_mm2, config.piece_gap_mm)
+    if pieces.dropped:
+        forget_pieces(values, rough, pieces.kept, grid)
+    closed = repair(complete(values, rough.select_vertices(pieces.kept), grid, views, truncation))
+    mesh, filled = open_part(closed, config.hole_mm)
+    guessed = mesh.attributes["guessed"] > 0
+    seen = observe(views, grid, mesh.vertices, vertex_normals(mesh.vertices, mesh.faces), truncation, threads)
+    area = face_areas(mesh.vertices, mesh.faces)
+    columns = {
+        "views": np.where(guessed, 0, np.maximum(seen.views, 1)).astype(np.uint8),
+        "spread_mm": np.where(guessed, 0, seen.spread_mm).astype(np.float32),
+        "observed": (~guessed).astype(np.uint8),
+    }
+    colors = None if seen.color is None else _carried(mesh, seen.color, seen.views > 0)
+    spread = columns["spread_mm"][columns["views"] >= 2]
+    figures: dict[str, float | int] = {
+        "faces": len(mesh.faces),
+        "area_mm2": float(area.sum()),
+        "spread_median_mm": float(np.median(spread)) if len(spread) else 0.0,
+        "spread_p95_mm": float(np.percentile(spread, 95)) if len(spread) else 0.0,
+        "views_median": float(np.median(columns["views"][~guessed])),
+        "floating_pieces": pieces.dropped,
+        "loose_pieces": pieces.loose_kept,
+        "holes_filled": filled,
+        "filled_share": float(area[guessed[mesh.faces].any(1)].sum() / area.sum()),
+        "guessed_share": float((closed.attributes["guessed"] > 0).mean()),
+    }
+    return _Shape(Mesh(mesh.vertices, mesh.faces, colors, columns), closed, figures)
+
+
+def open_part(closed: Mesh, hole_mm: float) -> tuple[Mesh, int]:
+    """The seen part of a closed mesh and its small holes; how many of those there are."""
+    guessed = closed.attributes["guessed"] > 0
+    small = small_patches(closed, guessed, hole_mm)
+    label = vertex_pieces(closed, guessed)
+    return closed.select_vertices(~guessed | small), len(np.unique(label[small]))
+
+
+def _carried(mesh: Mesh, colors: NDArray[np.uint8], known: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    """Colours, those of unseen vertices taken from the nearest seen one."""
+    if known.all() or not known.any():
+        return colors
+    out = colors.copy()
+    _, nearest = cKDTree(mesh.vertices[known]).query(mesh.vertices[~known])
+    out[~known] = colors[known][nearest]
+    return out
+
+
+def coverage(mesh: Mesh, T_world_from_head: NDArray, template: Template) -> dict[str, float]:
+    """Share of the directions from the middle of the head, and of the template's face, that have observed surface.
+
+    Directions more than 40 degrees downwards belong to the neck and don't count.
+    """
+    head = transform_points(np.linalg.inv(T_world_from_head), mesh.vertices[mesh.attributes["observed"] > 0])
+    middle = np.array([0.0, 30.0, 10.0])
+    i = np.arange(2000) + 0.5
+    y, turn = 1 - 2 * i / 2000, np.pi * (1 + 5**0.5) * i
+    ring = np.sqrt(1 - y * y)
+    directions = np.stack([ring * np.cos(turn), y, ring * np.sin(turn)], 1)[y > -0.64]
+    seen = (head - middle) / np.maximum(np.linalg.norm(head - middle, axis=1, keepdims=True), 1e-9)
+    distance, _ = cKDTree(seen[::4]).query(directions, distance_upper_bound=0.06)
+    face = template.mesh.vertices[template.face_mask][::8]
+    near, _ = cKDTree(head[::4]).query(face, distance_upper_bound=12.0)
+    return {
+        "coverage": float(np.isfinite(distance).mean()),
+        "face_coverage": float(np.isfinite(near).mean()),
+    }
+
+
+def judge_clean(figures: Mapping[str, Any], thresholds: CleanThresholds) -> list[str]:
+    """What speaks against a clean scan; empty if nothing does."""
+    reasons = []
+    views, used = figures["views"], figures["views_used"]
+    if used < thresholds.min_views and views > 0:
+        reasons.append(f"{used} views agree, at least {thresholds.min_views} are wanted")
+    if views and (views - used) / views > thresholds.max_left_out_share:
+        reasons.append(
+            f"{views - used} of {views} views were left out, at most {thresholds.max_left_out_share:.0%} may be"
+        )
+    for name, limit, what in (
+        ("coverage", thresholds.min_coverage, "of the head's directions were seen"),
+        ("face_coverage", thresholds.min_face_coverage, "of the face was seen"),
+    ):
+        if figures[name] < limit:
+            reasons.append(f"only {figures[name]:.0%} {what}, at least {limit:.0%} are wanted")
+    for name, limit, what in (
+        ("spread_median_mm", thresholds.max_spread_mm, "the views disagree by"),
+        ("pose_shift_median_mm", thresholds.max_pose_shift_mm, "the told poses are wrong by"),
+    ):
+        if figures[name] > limit:
+            reasons.append(f"{what} {figures[name]:.2f} mm in the median, at most {limit:g} mm are allowed")
+    return reasons
+
+
+def run_clean(workspace: Workspace, key: str) -> Manifest:
+    """Clean one scan of a workspace and publish it.
+
+    Raises:
+        ScanRejected: it can't be cleaned.
+        StorageConflict: a raw file is gone or was changed since.
+    """
+    inputs = workspace.inputs("clean", key)
+    config: CleanConfig = workspace.config.of_step("clean")  # type: ignore[assignment]
+    capture = load_capture(workspace, key)
+    scan = clean_scan(capture, workspace.template(), config, workspace.seed("clean", key))
+    return workspace.commit(
+        "clean",
+        key,
+        inputs=inputs,
+        outputs={
+            "mesh.ply": mesh_to_ply(scan.mesh),
+            "watertight.ply": mesh_to_ply(scan.watertight),
+            "sheet.png": to_png(scan.picture),
+        },
+        figures=scan.figures,
+        extra={"T_world_from_head": scan.T_world_from_head, "left_out": list(scan.left_out)},
+    )
