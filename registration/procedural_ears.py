@@ -18,7 +18,7 @@ RIM = 0.80
 
 
 def ear_coordinates(v: Field) -> tuple[Field, Field, Field]:
-    """Oval coordinates (n,) around the nearer ear: up, backwards (both 1 at the border), and the distance from the middle."""
+    """Oval coordinates (n,) around the nearer ear: up, backwards (both 1 at the border), distance from the middle."""
     lean = np.radians(LEAN_DEG)
     y, z = v[:, 1] - EAR_MM[1], -(v[:, 2] - EAR_MM[2])
     up = (y * np.cos(lean) + z * np.sin(lean)) / EAR_HALF_HEIGHT_MM
@@ -42,9 +42,8 @@ def shape_ears(v: Field) -> None:
     relief = _relief(up, back, shell) * (1 - under)
     out = lift + relief
     backwards = (5.0 * shell**2 * (1 - under) + 1.0 * under) * rear
-    bow = 3.0 * np.clip(-back, 0, 1) * (1 - under)
-    v[index, 0] += side * (out + 0.0 * bow)
-    v[index, 2] -= backwards - 0.25 * out * rear * 0.0
+    v[index, 0] += side * out
+    v[index, 2] -= backwards
 
 
 def _relief(up: Field, back: Field, shell: Field) -> Field:

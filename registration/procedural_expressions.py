@@ -1,4 +1,4 @@
-"""What the project's own head can do with its face: motions of single muscles' groups, and named expressions made of them."""
+"""What the project's own head can do with its face: single motions, and named expressions made of them."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def _jaw_joint() -> NDArray[np.int64]:
 
 @lru_cache(maxsize=1)
 def _jaw_weight() -> Field:
-    """How far each vertex (n,) goes with the jaw: harmonic between what is fixed to it and what is fixed to the skull."""
+    """How far each vertex (n,) goes with the jaw: smooth between what is fixed to it and what is fixed to the skull."""
     grid, v = neutral_head()
     known = np.full(grid.count, np.nan)
     x, y, z = _sided(v).T

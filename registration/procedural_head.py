@@ -40,7 +40,7 @@ _OUTER_LIP_MM = (
 
 @lru_cache(maxsize=1)
 def head_template() -> Template:
-    """The embedded default template: lips closed, 42 identity modes, 23 expression modes, 39 anchors. Built once a process."""
+    """The embedded default template: lips closed, 42 identity and 23 expression modes; built once a process."""
     grid, rest = neutral_head()
     landmarks = _landmarks(grid, rest)
     face_mask = _face_mask(grid, rest, rest[landmarks])

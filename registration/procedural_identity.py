@@ -1,4 +1,4 @@
-"""Who the project's own head is: named shape parameters, each a linear field over the neutral head, and a relief of one's own."""
+"""Who the project's own head is: named parameters, each a linear field over the neutral head, and an own relief."""
 
 from __future__ import annotations
 

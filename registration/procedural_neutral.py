@@ -43,12 +43,20 @@ _COLUMN_KNOTS = np.array([[0, 0], [18, 24.5], [33, 62], [50, 105], [COLUMNS // 2
 @lru_cache(maxsize=1)
 def neutral_head() -> tuple[HeadGrid, Field]:
     """The topology and its neutral positions (n, 3) in the head frame, mm; built once a process."""
+    grid, bare = bare_head()
+    v = bare.copy()
+    shape_ears(v)
+    return grid, v
+
+
+@lru_cache(maxsize=1)
+def bare_head() -> tuple[HeadGrid, Field]:
+    """The same without ears: what hair lies on."""
     grid = head_grid()
     v = np.zeros((grid.count, 3))
     v[grid.grid.ravel()] = _cast(*_rays())
     v[grid.cap.ravel()] = _crown(v[grid.cap])
     _open_slits(grid, v)
-    shape_ears(v)
     image = v[grid.mirror] * [-1.0, 1.0, 1.0]
     return grid, 0.5 * (v + image) + 0.0  # what rounding left between the halves is taken out
 
@@ -89,7 +97,7 @@ def _drop(xy: Field, front_mm: float = 150.0) -> Field:
 
 
 def _crown(cap: Field) -> Field:
-    """Fill the crown: directions harmonic between the border's, laid onto the closed form. Takes and returns (k, k, 3)."""
+    """Fill the crown: directions harmonic between the border's, on the form. Takes (k, k, 3), returns (k * k, 3)."""
     centre = np.array([0.0, 60.0, AXIS_Z_MM])
     out = cap - centre
     out /= np.maximum(np.linalg.norm(out, axis=-1, keepdims=True), 1e-9)
@@ -146,16 +154,16 @@ def _eye_edges(grid: HeadGrid) -> list[tuple[Slit, Field, Field, Field, Field]]:
 
 
 def _pull(grid: HeadGrid, v: Field, fixed: dict[int, Field], rounds: int = 6) -> None:
-    """Move the fixed vertices to their places, spread the motion smoothly over their surroundings, back onto the form."""
+    """Move the fixed vertices to their places and spread the motion smoothly over their surroundings, on the form."""
     n = grid.count
     skin = np.concatenate([grid.grid.ravel(), grid.mouth.upper, grid.right_eye.upper, grid.left_eye.upper])
     is_skin = np.zeros(n, bool)
     is_skin[skin] = True
     f = grid.faces[is_skin[grid.faces].all(1)]
     pairs = np.unique(np.sort(f[:, [0, 1, 1, 2, 2, 0]].reshape(-1, 2), 1), axis=0)
-    W = sp.coo_matrix((np.ones(len(pairs)), (pairs[:, 0], pairs[:, 1])), (n, n))
-    W = (W + W.T).tocsr()
-    L = sp.diags(np.asarray(W.sum(1)).ravel() + 1e-9) - W
+    half = sp.csr_matrix((np.ones(len(pairs)), (pairs[:, 0], pairs[:, 1])), (n, n))
+    W = sp.csr_matrix(half + half.T)
+    L = sp.csr_matrix(sp.diags(np.asarray(W.sum(1)).ravel() + 1e-9) - W)
     held = np.array(list(fixed))
     move = np.zeros((n, 3))
     move[held] = np.array(list(fixed.values())) - v[held]

@@ -1,7 +1,7 @@
 """The closed form behind the project's own head: soft unions and cuts of simple bodies, in the head frame, mm.
 
-Every body is placed by adult averages of anthropometry (head 152 mm wide and 192 mm long, 63 mm between the pupils). The value is
-close to a signed distance near the surface, negative inside.
+Every body is placed by adult averages of anthropometry (head 152 mm wide and 192 mm long, 63 mm between the pupils).
+The value is close to a signed distance near the surface, negative inside.
 """
 
 from __future__ import annotations

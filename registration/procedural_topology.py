@@ -1,4 +1,4 @@
-"""The grid of the project's own head: rows around the head, columns over it, with slits for the lids and lips and a cap on the crown.
+"""The grid of the project's own head: rows around it, columns over it, slits for lids and lips, a cap on the crown.
 
 Everything is mirrored by construction: column j and column -j are images of one another.
 """
@@ -48,7 +48,7 @@ class HeadGrid:
 
     Attributes:
         count: number of vertices n.
-        grid: (ROWS, COLUMNS) vertices; row 0 ends the neck, column 0 is the middle of the face, columns run to the head's left.
+        grid: (ROWS, COLUMNS) vertices; row 0 ends the neck, column 0 is the middle of the face, 1 lies to its left.
         cap: (k, k) vertices that close the crown; its border is the last row of ``grid``.
         mouth, right_eye, left_eye: the slits.
         faces: (m, 3) int32, counter-clockwise seen from outside.
@@ -103,7 +103,7 @@ def head_grid() -> HeadGrid:
 
 
 def _border(side: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Rows and columns around a (side + 1)^2 square, beginning at its front left corner and going over the left side backwards."""
+    """Rows and columns around a (side + 1)^2 square, from its front left corner along the left side backwards."""
     k, far = np.arange(side), np.full(side, side)
     zero = np.zeros(side, np.int64)
     # row 0 lies in front, column 0 on the head's left
