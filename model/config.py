@@ -35,6 +35,9 @@ class IdentityConfig(_Frozen):
     background_reach_units: float = Field(
         default=0.6, gt=0, description="scale of the background network's coordinates"
     )
+    coordinate_gain: float = Field(
+        default=3.0, gt=0, description="local coordinates at the reach; more shows finer detail sooner"
+    )
     sharpness: float = Field(
         default=4.0, ge=0, description="log-weight an anchor has lost at its reach, before the window"
     )
@@ -82,7 +85,7 @@ class IdentityLossWeights(_Frozen):
     near_sdf: float = Field(default=1.0, ge=0, description="absolute error of the distance near the surface")
     space_sdf_direct: float = Field(default=0.5, ge=0, description="absolute error of the distance, clamped, in space")
     lat_reg: float = Field(default=0.01, ge=0, description="squared length of the identity code")
-    anchors: float = Field(default=7.5, ge=0, description="mean squared error of predicted anchors, model units")
+    anchors: float = Field(default=100.0, ge=0, description="mean squared error of predicted anchors, model units")
     symm_dist: float = Field(default=0.01, ge=0, description="distance between the local codes of a mirrored pair")
     middle_dist: float = Field(default=0.0, ge=0, description="squared length of the local codes on the middle line")
 
@@ -143,7 +146,9 @@ class TrainingConfig(_Frozen):
 
 
 PAPER_FIELD = FieldConfig(
-    identity=IdentityConfig(hidden=(200, 101, 200, 200), skip_layer=2, activation="softplus100"),
+    identity=IdentityConfig(
+        hidden=(200, 101, 200, 200), skip_layer=2, activation="softplus100", coordinate_gain=1.0
+    ),
     deformation=DeformationConfig(
         expression_dim=200,
         hidden=(512, 512, 277, 512, 512, 512),

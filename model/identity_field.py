@@ -36,7 +36,7 @@ class IdentityField(nn.Module):
     """K local networks at anchors and one in the background, blended by distance.
 
     Both members of a mirrored pair share weights; the second one sees its local coordinates mirrored at x = 0. With P
-    pairs there are K - P + 1 sets of weights. A network's coordinates are scaled by its anchor's reach.
+    pairs there are K - P + 1 sets of weights. A network's coordinates are measured in its anchor's reach.
 
     Args:
         config: sizes.
@@ -55,10 +55,10 @@ class IdentityField(nn.Module):
         self.config = config
         self.layout = IdentityLayout.of(config, count, pairs)
         self.activation = activation(config.activation)
-        self.anchors_head = AnchorsHead(mean_anchors, config.global_dim, config.anchor_hidden)
+        self.anchors_head = AnchorsHead(mean_anchors, config.global_dim, config.anchor_hidden, generator)
         reach = anchor_reach(mean_anchors, pairs, config.reach_neighbours, config.reach_factor)
         scale = torch.cat([reach, reach.new_full((1,), config.background_reach_units)]).reciprocal()
-        scale = scale[:, None].repeat(1, 3)
+        scale = config.coordinate_gain * scale[:, None].repeat(1, 3)
         scale[1 : 2 * pairs : 2, 0] *= -1
         self.register_buffer("reach", reach)
         self.register_buffer("coordinate_scale", scale)

@@ -102,7 +102,7 @@ class _Lattice:
         mask = np.zeros(values.shape, bool)
         mask[tuple((crossed - low + 1).T)] = True
         vertices, faces, _, _ = marching_cubes(
-            values, 0.0, mask=mask, gradient_direction="ascent", allow_degenerate=False
+            values, 0.0, mask=mask, gradient_direction="descent", allow_degenerate=False
         )
         return Mesh.of(self.low + (vertices + low) * self.step, faces)
 

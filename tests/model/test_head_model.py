@@ -1,0 +1,91 @@
+"""A head model's folder and what it answers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from model import HeadModel
+from model.training import train
+from registration.mesh import Mesh, boundary_vertices
+from registration.template import Template
+from storage.errors import ConfigError
+from tests.model.test_training import DIRECTIONS, RADII_MM, SHIFTS_MM, a_config, some_data
+
+
+def a_template() -> Template:
+    """A template of one triangle, enough to travel with a model."""
+    n = 3
+    return Template(
+        "triangle",
+        Mesh.of([[0, 0, 0], [10, 0, 0], [0, 10, 0]], [[0, 1, 2]]),
+        np.zeros(68, np.int32),
+        np.zeros(9, np.int32),
+        3,
+        np.zeros(n, np.uint8),
+        np.ones(n, bool),
+        np.arange(n, dtype=np.int32),
+        np.arange(3, dtype=np.int32),
+        np.zeros((0, n, 3), np.float32),
+        np.zeros((0, n, 3), np.float32),
+    )
+
+
+@pytest.fixture(scope="module")
+def head() -> HeadModel:
+    config = a_config(250, 150)
+    trained = train(config, some_data(), lambda name, data: None)
+    box = [[-110, -110, -110], [110, 110, 110]]
+    scans = ["a/smile", "b/smile", "b/frown"]
+    return HeadModel.of(trained, config.field, ["a", "b"], scans, a_template(), box, [0, 1, 0, 50])
+
+
+def test_folder_holds_all_of_the_model(head: HeadModel, tmp_path: Path) -> None:
+    head.save(tmp_path / "model")
+    again = HeadModel.load(tmp_path / "model")
+    points = np.random.default_rng(0).uniform(-100, 100, (500, 3)).astype(np.float32)
+    assert again.subjects == ("a", "b")
+    assert np.array_equal(again.sdf(points, "b"), head.sdf(points, "b"))
+    assert np.array_equal(again.pose(points, "b", "b/frown"), head.pose(points, "b", "b/frown"))
+    assert again.to_files() == head.to_files()
+    assert again.sdf(points, "a").dtype == np.float32
+
+
+def test_mesh_is_the_head_above_the_throat(head: HeadModel) -> None:
+    mesh = head.mesh("a", resolution=96)
+    error = np.abs(np.linalg.norm(mesh.vertices / RADII_MM[0], axis=1) - 1) * 70
+    assert np.median(error) < 1.0
+    assert mesh.vertices[:, 1].min() == pytest.approx(-50, abs=0.1)
+    open_edge = boundary_vertices(mesh.faces, len(mesh.vertices))
+    assert np.abs(mesh.vertices[open_edge, 1] + 50).max() < 0.1
+    posed = head.mesh("b", "b/smile", resolution=64)
+    still = head.mesh("b", resolution=64)
+    assert np.median(posed.vertices - still.vertices, axis=0) == pytest.approx(SHIFTS_MM[1], abs=1.5)
+    assert np.abs(head.anchors_mm("a") - DIRECTIONS * RADII_MM[0]).max() < 4
+
+
+def test_codes_and_names_are_checked(head: HeadModel) -> None:
+    with pytest.raises(ConfigError, match="no such subject in the model"):
+        head.sdf(np.zeros((1, 3)), "nobody")
+    with pytest.raises(ConfigError, match="no such scan in the model"):
+        head.pose(np.zeros((1, 3)), "a", "a/nothing")
+    with pytest.raises(ConfigError, match="is no subject code"):
+        head.sdf(np.zeros((1, 3)), np.zeros(3))
+    assert np.array_equal(head.identity_code(head.identity_mean), head.identity_mean)
+
+
+def test_damaged_folders_are_refused_in_one_line(head: HeadModel, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="is no model folder"):
+        HeadModel.load(tmp_path)
+    files = head.to_files()
+    for name, data, message in (
+        ("model.safetensors", files["model.safetensors"][:500], "is no checkpoint"),
+        ("codes.safetensors", b"", "is no checkpoint"),
+        ("config.json", b"{}", "is damaged"),
+        ("config.json", files["config.json"].replace(b'"format": 1', b'"format": 9'), "of another version"),
+    ):
+        with pytest.raises(ConfigError, match=message) as caught:
+            HeadModel.from_files(files | {name: data})
+        assert "\n" not in str(caught.value)
