@@ -13,10 +13,12 @@ from registration.procedural_expressions import EXPRESSIONS, eyeballs, posed
 from registration.procedural_hair import HAIR_STYLES, grow_hair
 from registration.procedural_head import Person, draw_person, head_template
 from registration.procedural_neutral import neutral_head
-from registration.template import REGIONS
 
 Field = NDArray[np.float64]
 Hair = Literal["any", "none", "buzz", "short", "bun", "long", "curly"]
+
+Piece = tuple[Field, NDArray[np.int32], int, Field]
+"""Vertices, faces, part, and albedo per vertex."""
 
 SKIN, HAIR, INSIDE = 0, 1, 2
 """Parts of the seen surface, as numbered in a capture's truth."""
@@ -82,12 +84,14 @@ def sitter_layers(sitter: Sitter, expression: str, gain: float) -> Layers:
     """Pose a sitter: skin, hair, eyeballs, teeth and the back of the mouth."""
     template = head_template()
     skin = sitter.person.vertices(expression, gain)
-    pieces = [(skin, template.mesh.faces, SKIN, _skin_albedo(sitter))]
+    pieces: list[Piece] = [(skin, template.mesh.faces, SKIN, _skin_albedo(sitter))]
     if sitter.hair is not None:
         locks = np.tile(sitter.hair_tone, (len(sitter.hair.vertices), 1))
         pieces.append((sitter.hair.vertices.astype(np.float64), sitter.hair.faces, HAIR, locks))
-    for centre, radius in zip(*eyeballs(sitter.person.rest), strict=True):
+    grid, _ = neutral_head()
+    for slit, centre, radius in zip((grid.right_eye, grid.left_eye), *eyeballs(sitter.person.rest), strict=True):
         pieces.append((*_eyeball(centre, radius), INSIDE, _eye_albedo(sitter.iris_tone)))
+        pieces.append(_bag(skin[slit.rings[-1]], centre, np.array([206.0, 150.0, 140.0])))
     jaw = {name: gain * amount for name, amount in EXPRESSIONS[expression].items() if name.startswith("jaw")}
     pieces += _mouth_inside(sitter.person.rest, skin, jaw)
     return _joined(skin, pieces)
@@ -112,14 +116,23 @@ def _skin_albedo(sitter: Sitter) -> Field:
     template = head_template()
     rest, lm = template.mesh.vertices.astype(np.float64), template.mesh.vertices[template.landmarks].astype(np.float64)
     albedo = np.tile(sitter.skin_tone, (len(rest), 1))
-    lips = template.regions == REGIONS.index("lips")
-    albedo[lips] *= [0.86, 0.62, 0.62]
+    albedo *= 1.0 - _lip_tint(rest, lm)[:, None] * [0.14, 0.38, 0.38]
     cheek = np.exp(-0.5 * (((np.column_stack([np.abs(rest[:, 0]), rest[:, 1:]]) - [42, -8, 78]) / 16.0) ** 2).sum(1))
     albedo *= 1.0 - cheek[:, None] * [0.0, 0.10, 0.10]
     brow_line = np.concatenate([np.linspace(lm[k], lm[k + 1], 8) for k in (*range(17, 21), *range(22, 26))])
     gap = np.linalg.norm(rest[:, None] - brow_line[None], axis=2).min(1)
     brow = np.clip((5.0 - gap) / 2.0, 0.0, 1.0)[:, None] * 0.8
     return albedo * (1 - brow) + sitter.hair_tone * brow
+
+
+def _lip_tint(rest: Field, lm: Field) -> Field:
+    """1 on the red of the lips (n,), fading over its border."""
+    high, low = lm[48:55], lm[[48, 59, 58, 57, 56, 55, 54]]
+    inside = np.minimum(
+        np.interp(rest[:, 0], high[:, 0], high[:, 1]) - rest[:, 1], rest[:, 1] - np.interp(rest[:, 0], low[:, 0], low[:, 1])
+    )
+    near = (np.abs(rest[:, 0]) < lm[54, 0]) & (rest[:, 2] > lm[48, 2] - 12.0)
+    return np.clip(inside / 2.0 + 0.4, 0.0, 1.0) * near
 
 
 def _eyeball(centre: Field, radius: float) -> tuple[Field, NDArray[np.int32]]:
@@ -136,33 +149,29 @@ def _eye_albedo(iris: Field) -> Field:
     return albedo
 
 
-def _mouth_inside(rest: Field, skin: Field, jaw: dict[str, float]) -> list[tuple[Field, NDArray[np.int32], int, Field]]:
+def _mouth_inside(rest: Field, skin: Field, jaw: dict[str, float]) -> list[Piece]:
     """Two rows of teeth, the lower one going with the jaw, and a dark bag that closes the mouth behind them."""
     template = head_template()
     seam = rest[template.landmarks[62]]
     x = np.linspace(-1, 1, 25)
     arc = np.column_stack([20.0 * x, np.zeros(25), -13.0 * x**2]) + seam + [0.0, 0.0, -11.0]
     jaw_shift = (posed(rest, jaw) - rest)[template.landmarks[[57, 8]]].mean(0)
-    out = []
+    out: list[Piece] = []
     for low, high, shift in ((0.6, 9.0, np.zeros(3)), (-8.0, -0.2, jaw_shift)):
         rows = [arc + [0, low, -4], arc + [0, low, 0], arc + [0, high, 0.5], arc + [0, high, -4]]
         out.append((np.concatenate(rows) + shift, _strip(4, 25), INSIDE, np.tile([226.0, 218.0, 200.0], (100, 1))))
-    loop = _lining(skin)
-    middle = loop.mean(0)
-    behind = middle + [0.0, 0.0, -34.0]
-    rings = [
-        loop,
-        loop + (behind - middle) * 0.5,
-        0.35 * loop + 0.65 * middle + (behind - middle),
-        np.tile(behind, (len(loop), 1)),
-    ]
-    faces = _strip(4, len(loop), closed=True)
-    out.append((np.concatenate(rings), faces, INSIDE, np.tile([112.0, 44.0, 44.0], (4 * len(loop), 1))))
+    loop = skin[neutral_head()[0].mouth.rings[-1]]
+    out.append(_bag(loop, loop.mean(0) + [0.0, 0.0, -34.0], np.array([112.0, 44.0, 44.0])))
     return out
 
 
-def _lining(skin: Field) -> Field:
-    return skin[neutral_head()[0].mouth.rings[-1]]
+def _bag(loop: Field, end: Field, albedo: Field) -> Piece:
+    """A bag from the last ring of an opening's lining (k, 3) to a point behind it."""
+    middle = loop.mean(0)
+    reach = end - middle
+    rings = [loop, loop + 0.5 * reach, 0.35 * loop + 0.65 * middle + reach, np.tile(end, (len(loop), 1))]
+    faces = _strip(4, len(loop), closed=True)
+    return np.concatenate(rings), faces, INSIDE, np.tile(albedo, (4 * len(loop), 1))
 
 
 def _strip(rows: int, length: int, closed: bool = False) -> NDArray[np.int32]:
@@ -186,7 +195,7 @@ def _box(low: tuple[float, float, float], high: tuple[float, float, float]) -> t
     return corners, np.concatenate([quads[:, [0, 1, 2]], quads[:, [0, 2, 3]]]).astype(np.int32)
 
 
-def _joined(skin: Field, pieces: list[tuple[Field, NDArray[np.int32], int, Field]]) -> Layers:
+def _joined(skin: Field, pieces: list[Piece]) -> Layers:
     start = np.cumsum([0] + [len(v) for v, *_ in pieces])
     return Layers(
         skin,

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
+import scipy.sparse as sp
 from numpy.typing import NDArray
+
+from registration.mesh import edges
 
 Field = NDArray[np.float64]
 
@@ -13,7 +16,7 @@ EAR_HALF_HEIGHT_MM = 33.0
 EAR_HALF_WIDTH_MM = 21.0
 LEAN_DEG = 12.0
 """How far the ear's axis leans backwards."""
-RIM = 0.80
+RIM = 0.72
 """Where on the oval (0 in the middle, 1 at its border) the rim of the shell comes to lie."""
 
 
@@ -27,23 +30,33 @@ def ear_coordinates(v: Field) -> tuple[Field, Field, Field]:
     return up, back, radius
 
 
-def shape_ears(v: Field) -> None:
+def shape_ears(v: Field, faces: NDArray[np.integer]) -> None:
     """Raise both ears in place; v (n, 3) head frame, mm."""
     up, back, radius = ear_coordinates(v)
     index = np.flatnonzero(radius < 1.0)
     up, back, radius = up[index], back[index], radius[index]
     side = np.sign(v[index, 0])
     # The front half stays flush with the cheek; behind, the border is drawn under the shell.
-    rear = _ease((back + 0.35) / 0.8)
+    rear = _ease((back + 0.40) / 0.75)
     shell = np.clip(radius / RIM, 0, 1)
     under = _ease((radius - RIM) / (1 - RIM))
-    lift = (3.0 + 9.5 * (back + 1.0)) * (1 - under) * _ease((1.0 - radius) / (1 - RIM))
-    lift *= 0.25 + 0.75 * rear
+    lift = (2.5 + 9.0 * (back + 0.8)) * (1 - under) * (0.2 + 0.8 * rear)
     relief = _relief(up, back, shell) * (1 - under)
-    out = lift + relief
-    backwards = (5.0 * shell**2 * (1 - under) + 1.0 * under) * rear
-    v[index, 0] += side * out
-    v[index, 2] -= backwards
+    v[index, 0] += side * (lift + relief)
+    v[index, 2] -= (7.0 * shell**2 * (1 - under) - 2.0 * np.sin(np.pi * under)) * rear
+    v[index, 1] += 2.5 * up * shell**2 * (1 - under)
+    _smooth(v, faces, np.flatnonzero(ear_coordinates(v)[2] < 1.35), rounds=5)
+
+
+def _smooth(v: Field, faces: NDArray[np.integer], index: NDArray[np.int64], rounds: int) -> None:
+    """Draw some vertices towards the middle of their neighbours, then most of the way back, so that little shrinks."""
+    pairs = edges(faces)
+    half = sp.csr_matrix((np.ones(len(pairs)), (pairs[:, 0], pairs[:, 1])), (len(v), len(v)))
+    near = sp.csr_matrix(half + half.T)[index]
+    degree = np.asarray(near.sum(1))
+    for _ in range(rounds):
+        for step in (0.55, -0.50):
+            v[index] += step * (near @ v / degree - v[index])
 
 
 def _relief(up: Field, back: Field, shell: Field) -> Field:

@@ -37,7 +37,7 @@ _ROW_KNOTS = np.array(
     ]
 )
 # Angle of the columns around the axis, degrees, against their number.
-_COLUMN_KNOTS = np.array([[0, 0], [18, 24.5], [33, 62], [50, 105], [COLUMNS // 2, 180]], float)
+_COLUMN_KNOTS = np.array([[0, 0], [18, 24.5], [31, 60], [51, 106], [COLUMNS // 2, 180]], float)
 
 
 @lru_cache(maxsize=1)
@@ -45,7 +45,7 @@ def neutral_head() -> tuple[HeadGrid, Field]:
     """The topology and its neutral positions (n, 3) in the head frame, mm; built once a process."""
     grid, bare = bare_head()
     v = bare.copy()
-    shape_ears(v)
+    shape_ears(v, grid.faces)
     return grid, v
 
 

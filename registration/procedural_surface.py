@@ -26,21 +26,22 @@ def head_distance(points: Field) -> Field:
     side[:, 0] = np.sqrt(points[:, 0] ** 2 + 4.0) - 2.0  # both sides in one, without a crease in the middle
     d = _union(_skull(side), _face(side), 18.0)
     d = _union(d, _neck(side), 20.0)
-    d = _cut(d, _ellipsoid(side, (33.5, 33.0, 108.0), (21.0, 13.5, 16.0)), 14.0)
+    d = _cut(d, _ellipsoid(side, (34.0, 33.0, 108.0), (19.0, 13.0, 15.0)), 14.0)
     d = _union(d, _ball(side, EYE_MM, EYE_RADIUS_MM + LID_MM), 5.0)
-    d = _union(d, _nose(side), 8.0)
+    d = _union(d, _nose(side), 9.0)
     d = _cut(d, _ellipsoid(side, (6.0, -13.0, 114.5), (3.4, 4.5, 5.5)), 2.5)
     return _lid_folds(_lips(d, side), side)
 
 
 def _skull(p: Field) -> Field:
     d = _union(_ellipsoid(p, (0, 56, -16), (76, 86, 77)), _ellipsoid(p, (0, 66, 26), (64, 70, 75)), 40.0)
-    return _union(d, _capsule(p, (6, 51, 92), (52, 48, 68), 10.5, 9.0), 28.0)
+    return _union(d, _capsule(p, (6, 52, 92), (52, 48, 67), 10.5, 10.0), 30.0)
 
 
 def _face(p: Field) -> Field:
     d = _ellipsoid(p, (0, -8, 54), (52, 64, 52))
     d = _union(d, _ellipsoid(p, (20, 2, 76), (22, 26, 22)), 16.0)  # beside the nose
+    d = _union(d, _ellipsoid(p, (52, 42, 48), (14, 26, 24)), 20.0)  # temple
     d = _union(d, _ellipsoid(p, (43, 8, 60), (24, 18, 25)), 20.0)  # cheekbone
     d = _union(d, _capsule(p, (44, -32, 27), (18, -64, 80), 11.0, 12.0), 26.0)  # lower jaw
     d = _union(d, _ellipsoid(p, (0, -64, 90), (19, 13, 16)), 14.0)  # chin
@@ -57,18 +58,18 @@ def _neck(p: Field) -> Field:
 
 
 def _nose(p: Field) -> Field:
-    d = _capsule(p, (0, 42, 99), (0, 8, 115), 6.0, 9.0)
-    d = _union(d, _capsule(p, (4, 28, 97), (9, 0, 104), 6.0, 9.0), 8.0)  # flanks
-    d = _union(d, _ball(p, (0, 4, 121), 9.3), 9.0)  # tip
-    d = _union(d, _ellipsoid(p, (11.5, -4.0, 107), (6.0, 7.5, 10.0)), 5.0)  # wings
+    d = _capsule(p, (0, 42, 99), (0, 8, 114), 6.5, 9.5)
+    d = _union(d, _capsule(p, (5, 34, 94), (9, 0, 104), 6.5, 9.0), 9.0)  # flanks
+    d = _union(d, _ellipsoid(p, (0, 4, 120), (9.5, 8.0, 9.5)), 10.0)  # tip
+    d = _union(d, _ellipsoid(p, (12.0, -4.5, 107.5), (6.0, 7.0, 10.5)), 4.5)  # wings
     return _union(d, _capsule(p, (0, -6, 119), (0, -11, 108), 4.2, 5.0), 5.0)  # between the nostrils
 
 
 def _lips(d: Field, p: Field) -> Field:
     x = p[:, 0]
     d = _union(d, _ellipsoid(p, (0, -34, 86), (28, 22, 25)), 14.0)  # the mound over the teeth
-    d = _union(d, _capsule(p, (3, -31.0, 110.8), (22, -35.0, 100), 4.6, 1.6), 5.0)
-    d = _union(d, _capsule(p, (0, -41.5, 109.5), (19, -37.5, 101), 5.4, 1.8), 5.0)
+    d = _union(d, _capsule(p, (3, -31.0, 111.2), (22, -35.0, 100.5), 4.8, 1.8), 4.5)
+    d = _union(d, _capsule(p, (0, -41.5, 110.0), (19, -37.8, 101.5), 5.6, 2.0), 4.5)
     front = np.clip((p[:, 2] - 80.0) / 10.0, 0, 1)
     seam = MOUTH_Y_MM - 1.0 * np.exp(-((x / 5.0) ** 2))
     groove = np.exp(-(((p[:, 1] - seam) / 1.6) ** 2)) * np.clip(1.2 - (x / MOUTH_HALF_MM) ** 4, 0, 1)
