@@ -32,7 +32,7 @@ class IngestConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     min_views: int = Field(default=3, ge=2, description="fewest depth frames or view clouds with content")
-    min_points: int = Field(default=300, ge=1, description="fewest points of a view that counts as one")
+    min_points: int = Field(default=50, ge=1, description="fewest points of a view that counts as one")
     max_empty_share: float = Field(default=0.49, ge=0, lt=1, description="share of the views that may be empty")
     depth_range_mm: tuple[float, float] = Field(
         default=(150.0, 4000.0), description="median depth of a scan that a head rig can have, mm"

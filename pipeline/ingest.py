@@ -99,7 +99,7 @@ def ingest_session(
     root = Path(os.path.abspath(session))
     look = look_at_session(workspace, root, subject_prefix, copy=copy)
     if look.fault is None:
-        _remember_session(workspace, look)
+        remember_session(workspace, look)
     return take_in(workspace, [look])
 
 
@@ -277,7 +277,7 @@ def _read_looks(workspace: Workspace) -> dict[str, dict[str, str]]:
     return looks
 
 
-def _remember_session(workspace: Workspace, look: SessionLook) -> None:
+def remember_session(workspace: Workspace, look: SessionLook) -> None:
     """Note where a session lies, so that each run looks at it again."""
     path = _session_path(look.session_id)
     place = {"root": str(look.root), "subject_prefix": look.subject_prefix, "copy": look.copy}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -33,12 +33,14 @@ class Workspace:
         store: where everything lies.
         config: the workspace's configuration.
         steps: the steps by name, in order.
+        tell: hears how far a long step is, (done, total, note). A caller that wants to know puts its own here.
     """
 
     def __init__(self, store: Store, config: PipelineConfig, steps: Mapping[str, StepSpec]) -> None:
         self.store = store
         self.config = config
         self.steps = steps
+        self.tell: Callable[[int, int, str], None] = lambda done, total, note: None
 
     @property
     def url(self) -> str:
