@@ -18,6 +18,8 @@ from registration.template import REGIONS, Template
 
 Point = tuple[float, float, float]
 
+_DENSITY_CELL_MM = 2.0
+
 
 class RegionDensity(BaseModel):
     """Points per area in each region, relative to the others."""
@@ -148,9 +150,12 @@ def _face_density(
     throat_plane: NDArray[np.floating],
     config: IdentitySampleConfig,
 ) -> NDArray[np.float64]:
-    """(m,) density of each triangle; none on those that lie wholly below the throat."""
+    """(m,) density of each triangle, found once for each small cell of space; none wholly below the throat."""
     corner = scan.vertices[scan.faces]
-    region = find_scan_regions(corner.mean(1), registration, template, config.standoff_mm).region
+    cell = np.floor(corner.mean(1) / _DENSITY_CELL_MM).astype(np.int64)
+    cell -= cell.min(0)
+    _, first, which = np.unique(np.ravel_multi_index(tuple(cell.T), tuple(cell.max(0) + 1)), True, True)
+    region = find_scan_regions(corner[first].mean(1), registration, template, config.standoff_mm).region[which]
     above = _above(corner.reshape(-1, 3), throat_plane).reshape(-1, 3).any(1)
     return np.asarray(config.density.by_code()[region] * above)
 
