@@ -132,7 +132,6 @@ class TrainingConfig(_Frozen):
     guessed_weight: float = Field(
         default=0.2, ge=0, le=1, description="weight of samples whose nearest surface was filled in, not seen"
     )
-    seed: int = Field(default=0, ge=0, description="of initial weights, codes and noise")
     threads: int = Field(default=2, ge=1, description="CPU threads; the same number gives the same bits")
     record_every: int = Field(default=20, ge=1, description="steps between two records of the training curve")
     checkpoint_every: int = Field(default=500, ge=1, description="steps between two checkpoints")
@@ -146,9 +145,7 @@ class TrainingConfig(_Frozen):
 
 
 PAPER_FIELD = FieldConfig(
-    identity=IdentityConfig(
-        hidden=(200, 101, 200, 200), skip_layer=2, activation="softplus100", coordinate_gain=1.0
-    ),
+    identity=IdentityConfig(hidden=(200, 101, 200, 200), skip_layer=2, activation="softplus100", coordinate_gain=1.0),
     deformation=DeformationConfig(
         expression_dim=200,
         hidden=(512, 512, 277, 512, 512, 512),

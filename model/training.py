@@ -81,18 +81,20 @@ class TrainingData:
 
 @dataclass
 class TrainedModel:
-    """Fields and codes as they stand.
+    """Fields, codes and training curve as they stand.
 
     Attributes:
         identity, deformation: the fields.
         identity_codes: (subjects, D).
         expression_codes: (scans, E).
+        curve: lines with stage, step, rate, loss and each unweighted term.
     """
 
     identity: IdentityField
     deformation: DeformationField
     identity_codes: CodeBook
     expression_codes: CodeBook
+    curve: list[dict[str, Any]]
 
     def tensors(self) -> dict[str, Tensor]:
         """All weights, buffers and codes by name."""
@@ -117,9 +119,9 @@ class TrainedModel:
         )
 
 
-def new_model(config: TrainingConfig, data: TrainingData) -> TrainedModel:
-    """Fields and codes at their start, from the config's seed."""
-    generator = torch.Generator().manual_seed(config.seed)
+def new_model(config: TrainingConfig, data: TrainingData, seed: int) -> TrainedModel:
+    """Fields and codes at their start, drawn from a seed."""
+    generator = torch.Generator().manual_seed(seed)
     anchors = torch.as_tensor(to_units(np.asarray(data.mean_anchors_mm, np.float32)))
     identity = IdentityField(config.field.identity, anchors, data.anchor_pairs, generator)
     size = identity.layout.size
@@ -127,7 +129,7 @@ def new_model(config: TrainingConfig, data: TrainingData) -> TrainedModel:
     identity_codes = CodeBook(data.subjects, size, config.stage1.code_init, generator)
     expression_dim = config.field.deformation.expression_dim
     expression_codes = CodeBook(max(data.scans, 1), expression_dim, config.stage2.code_init, generator)
-    return TrainedModel(identity, deformation, identity_codes, expression_codes)
+    return TrainedModel(identity, deformation, identity_codes, expression_codes, [])
 
 
 def train(
@@ -137,16 +139,18 @@ def train(
     resume: bytes | None = None,
     progress: Progress | None = None,
     record: Record | None = None,
+    seed: int = 0,
     device: str = "cpu",
 ) -> TrainedModel:
     """Train both stages.
 
     Args:
-        config: sizes, losses, steps and seeds.
+        config: sizes, losses and steps.
         data: batches and counts.
         save: is given a checkpoint's name, which sorts by progress, and its bytes.
         resume: a checkpoint to go on from.
-        progress, record: told of what happens.
+        progress, record: told of what happens; after a resume, of what is new.
+        seed: of initial weights, codes and noise.
         device: "cpu" or a CUDA device.
 
     Returns:
@@ -157,7 +161,7 @@ def train(
         FloatingPointError: a loss is no longer finite.
     """
     with _threads(config.threads):
-        return _Run(config, data, save, progress, record, device).train(resume)
+        return _Run(config, data, save, progress, record, seed, device).train(resume)
 
 
 class _Run:
@@ -168,17 +172,19 @@ class _Run:
         save: Save,
         progress: Progress | None,
         record: Record | None,
+        seed: int,
         device: str,
     ) -> None:
         self.config, self.data, self.save, self.device = config, data, save, device
         self.progress = progress or (lambda stage, done, of: None)
         self.record = record or (lambda line: None)
-        self.model = new_model(config, data)
+        self.model = new_model(config, data, seed)
         self.model.to(device)
-        self.noise = torch.Generator().manual_seed(config.seed + 1)
+        self.noise = torch.Generator().manual_seed(seed + 1)
         self.digest = digest_json(
             {
                 "config": config.model_dump(mode="json"),
+                "seed": seed,
                 "subjects": data.subjects,
                 "scans": data.scans,
                 "anchors": np.asarray(data.mean_anchors_mm, np.float64).round(4).tolist(),
@@ -226,21 +232,25 @@ class _Run:
                 line = {key: float(value.detach()) for key, value in losses.items()}
                 if not np.isfinite(list(line.values())).all():
                     raise FloatingPointError(f"{name} step {done}: a loss is not finite ({line}); lower the rate")
-                self.record({"stage": number, "step": done, "rate": rate, "loss": float(loss.detach()), **line})
+                line = {"stage": number, "step": done, "rate": rate, "loss": float(loss.detach()), **line}
+                self.model.curve.append(line)
+                self.record(line)
             self.progress(name, before + done, everything)
             if done % self.config.checkpoint_every == 0 or done == stage.steps:
                 self.save(f"{name}-{done:07d}.safetensors", self._checkpoint(number, done, optimiser, batches))
 
     def _checkpoint(self, stage: int, step: int, optimiser: StageOptimiser, batches: BatchSource) -> bytes:
         tensors = self.model.tensors() | optimiser.tensors() | {"noise": generator_tensor(self.noise)}
-        return encode(tensors, {"stage": stage, "step": step, "batches": batches.state(), "digest": self.digest})
+        values = {"stage": stage, "step": step, "batches": batches.state(), "digest": self.digest}
+        return encode(tensors, values | {"curve": self.model.curve})
 
     def _take_up(self, resume: bytes) -> tuple[int, int, dict[str, Tensor]]:
         tensors, values = decode(resume)
         if values.get("digest") != self.digest:
-            why = "its config, subjects or anchors differ"
+            why = "its config, seed, subjects or anchors differ"
             raise ConfigError(one_line("is of another training", "checkpoint", why, "start training anew"))
         self.model.restore(tensors)
+        self.model.curve[:] = values["curve"]
         self.noise.set_state(tensors["noise"])
         batches = self.data.identity if values["stage"] == 1 else self.data.deformation
         if batches is None:
@@ -294,6 +304,11 @@ class _Run:
     def _confidence(self, observed: NDArray) -> Tensor:
         seen = self._tensor(observed).float()
         return seen + (1 - seen) * self.config.guessed_weight
+
+
+def best_device() -> str:
+    """A CUDA device where there is one, else the CPU."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 @contextmanager

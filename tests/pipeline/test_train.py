@@ -1,0 +1,233 @@
+"""The train step over a workspace of two ellipsoids: a model folder comes out, whatever happens on the way."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from pydantic import BaseModel, ConfigDict
+
+from model import HeadModel
+from model.config import DeformationConfig, FieldConfig, IdentityConfig, StageConfig, TrainingConfig
+from pipeline.config import PipelineConfig
+from pipeline.sample_format import (
+    DECODERS,
+    SAMPLES_ROOT,
+    DeformationSamples,
+    IdentitySamples,
+    encode_samples,
+    quantise_samples,
+)
+from pipeline.stepspec import Need, StepSpec
+from pipeline.train import STEP_VERSION, TrainConfig, TrainThresholds, judge_train, mean_plane, run_train
+from pipeline.workspace import Workspace
+from registration.mesh import Mesh
+from registration.template import Template
+from storage.digest import digest_bytes
+from storage.errors import ConfigError
+from storage.manifest import Output
+from storage.store import LocalStore
+
+RADII_MM = {"001": (60.0, 80.0, 75.0), "002": (75.0, 90.0, 70.0)}
+ANCHORS = np.array([[-1, 0, 0], [1, 0, 0], [0, 0, 1], [0, 1, 0]], np.float32)
+
+
+def _small() -> TrainConfig:
+    def stage(steps: int) -> StageConfig:
+        return StageConfig(steps=steps, learning_rate=5e-3, code_learning_rate=5e-3, code_init=0.1, warmup_steps=3)
+
+    training = TrainingConfig(
+        field=FieldConfig(
+            identity=IdentityConfig(global_dim=6, local_dim=4, hidden=(12, 12), anchor_hidden=(12,)),
+            deformation=DeformationConfig(expression_dim=4, compressed_dim=4, hidden=(12, 12), skip_layer=None),
+        ),
+        stage1=stage(40),
+        stage2=stage(20),
+        threads=1,
+        record_every=10,
+        checkpoint_every=8,
+    )
+    return TrainConfig(training=training, surface_points=100, near_points=100, space_points=50, pair_points=60)
+
+
+class _Thresholds(BaseModel):
+    model_config = ConfigDict(frozen=True)
+    train: TrainThresholds = TrainThresholds(most_face_median_mm=50, most_posed_mean_mm=50)
+
+
+class _Config(PipelineConfig):
+    train: TrainConfig = _small()
+    thresholds: _Thresholds = _Thresholds()  # type: ignore[assignment]
+
+
+def _unused(workspace: Workspace, key: str) -> Any:
+    raise AssertionError
+
+
+def _template() -> Template:
+    none = np.zeros((0, 4, 3), np.float32)
+    return Template(
+        "four points",
+        Mesh.of(ANCHORS * 70, [[0, 1, 2], [0, 1, 3]]),
+        np.zeros(68, np.int32),
+        np.arange(4, dtype=np.int32),
+        1,
+        np.zeros(4, np.uint8),
+        np.ones(4, bool),
+        np.array([1, 0, 2, 3], np.int32),
+        np.arange(3, dtype=np.int32),
+        none,
+        none,
+    )
+
+
+def _samples(subject: str, expression: str) -> list[IdentitySamples | DeformationSamples]:
+    rng = np.random.default_rng([int(subject), len(expression)])
+    radii = np.array(RADII_MM[subject])
+    pairs = rng.uniform(-80, 80, (500, 3)).astype(np.float32)
+    shift = np.zeros(3, np.float32) if expression == "neutral" else np.array([0, 5, 0], np.float32)
+    moved = DeformationSamples(pairs, pairs + shift, np.zeros(500, np.uint8), np.ones(500, np.float32))
+    if expression != "neutral":
+        return [moved]
+    unit = rng.normal(size=(800, 3))
+    unit /= np.linalg.norm(unit, axis=1, keepdims=True)
+    surface, normal = unit * radii, unit / radii
+    normal /= np.linalg.norm(normal, axis=1, keepdims=True)
+    offset = rng.normal(size=800) * 3
+    space = rng.uniform(-110, 110, (400, 3))
+    scaled = np.linalg.norm(space / radii, axis=1)
+    yes, kind = np.ones(800, bool), np.zeros(800, np.uint8)
+    shape = IdentitySamples(
+        surface.astype(np.float32),
+        normal.astype(np.float32),
+        kind,
+        yes,
+        yes,
+        (surface + offset[:, None] * normal).astype(np.float32),
+        offset.astype(np.float32),
+        yes,
+        space.astype(np.float32),
+        ((scaled - 1) * np.linalg.norm(space, axis=1) / scaled).astype(np.float32),
+        yes[:400],
+        (ANCHORS * radii).astype(np.float32),
+    )
+    return [shape, moved]
+
+
+def _workspace(root: Path, config: PipelineConfig | None = None) -> Workspace:
+    def spec(name: str, folder: str) -> StepSpec:
+        return StepSpec(name, folder, 1, _unused, lambda figures, thresholds: [])
+
+    needs = (Need("sample", "train"), Need("register", "train"))
+    train = StepSpec(
+        "train", "models", STEP_VERSION, run_train, judge_train, scope="model", needs=needs, uses_template=True
+    )
+    steps = [spec("ingest", "ingest"), spec("clean", "clean"), spec("register", "registrations")]
+    steps += [spec("sample", "samples"), train]
+    store = LocalStore(root)
+    store.put("template.npz", _template().to_bytes())
+    workspace = Workspace(store, config or _Config(), {one.name: one for one in steps})
+    for subject in RADII_MM:
+        for expression in ("neutral", "smile"):
+            key = f"{subject}/{expression}"
+            told = {"canonical_expression": "neutral", "content_digest": "0"}
+            workspace.commit("ingest", key, inputs={}, outputs={"taken.json": b"{}"}, extra=told)
+            workspace.commit("clean", key, inputs={}, outputs={"mesh.ply": b""})
+            frame = json.dumps({"throat_plane": [0, 1, 0, 60 + int(subject)]}).encode()
+            workspace.commit("register", key, inputs={}, outputs={"frame.json": frame})
+            stored: dict[str, Any] = {}
+            for one in _samples(subject, expression):
+                stored |= quantise_samples(one, key)
+            rows = {part: len(stored[columns[0]]) for part, (columns, _) in DECODERS.items() if columns[0] in stored}
+            outputs: dict[str, bytes | Output] = {}
+            for path, data in encode_samples(stored, {"rows": rows}).items():
+                place = f"{SAMPLES_ROOT}/{key}/{path}"
+                store.put(place, data)
+                outputs[path] = Output(path=place, bytes=len(data), sha256=digest_bytes(data))
+            workspace.commit("sample", key, inputs={}, outputs=outputs)
+    return workspace
+
+
+def _published(workspace: Workspace) -> dict[str, bytes]:
+    return {path: workspace.store.get(path) for path in workspace.store.list("models")}
+
+
+def test_a_model_folder_comes_out(tmp_path: Path) -> None:
+    workspace = _workspace(tmp_path)
+    heard: list[tuple[int, int, str]] = []
+    workspace.tell = lambda *at: heard.append(at)
+    manifest = run_train(workspace, "first")
+    assert manifest.accepted
+    assert manifest.figures["subjects"] == 2
+    assert manifest.figures["scans"] == 4
+    assert manifest.figures["face_median_mm"] < 50
+    head = HeadModel.load(tmp_path / "models/first")
+    assert head.subjects == ("001", "002")
+    assert head.scans == ("001/neutral", "001/smile", "002/neutral", "002/smile")
+    assert head.throat_plane == pytest.approx([0, 1, 0, 61.5])
+    assert head.box_mm[1] == pytest.approx([90, 105, 90], abs=1.5)
+    curve = [json.loads(line) for line in workspace.read(manifest, "curve.jsonl").splitlines()]
+    assert [(line["stage"], line["step"]) for line in curve] == [(1, 10), (1, 20), (1, 30), (1, 40), (2, 10), (2, 20)]
+    assert json.loads(workspace.read(manifest, "metrics.json")) == manifest.figures
+    assert heard[-1] == (60, 60, "stage2")
+    assert workspace.store.list("checkpoints") == []
+
+
+@pytest.mark.parametrize("stop", [3, 29, 51])
+def test_a_training_cut_off_goes_on_and_ends_in_the_same_bytes(tmp_path: Path, stop: int) -> None:
+    whole = _workspace(tmp_path / "whole")
+    run_train(whole, "first")
+    cut = _workspace(tmp_path / "cut")
+    steps: list[int] = []
+
+    def tell(done: int, total: int, note: str) -> None:
+        steps.append(done)
+        if len(steps) == stop:
+            raise KeyboardInterrupt
+
+    cut.tell = tell
+    with pytest.raises(KeyboardInterrupt):
+        run_train(cut, "first")
+    assert _published(cut) == {}
+    run_train(cut, "first")
+    assert steps[stop] == stop // 8 * 8 + 1 if stop < 40 else steps[stop] == 49
+    assert _published(cut) == _published(whole)
+
+
+def test_checkpoints_of_other_settings_are_not_taken_up(tmp_path: Path) -> None:
+    workspace = _workspace(tmp_path)
+
+    def stop(done: int, total: int, note: str) -> None:
+        if done == 20:
+            raise KeyboardInterrupt
+
+    workspace.tell = stop
+    with pytest.raises(KeyboardInterrupt):
+        run_train(workspace, "first")
+    other = Workspace(workspace.store, _Config(seed=5), workspace.steps)
+    steps: list[int] = []
+    other.tell = lambda done, total, note: steps.append(done)
+    run_train(other, "first")
+    assert steps[0] == 1
+
+
+def test_without_samples_there_is_nothing_to_train_on(tmp_path: Path) -> None:
+    held_out = {"held_out_ids": ["001", "002"]}
+    workspace = _workspace(tmp_path, _Config.model_validate({"splits": held_out}))
+    with pytest.raises(ConfigError, match="nothing to train on"):
+        run_train(workspace, "first")
+
+
+def test_verdict_names_value_and_limit() -> None:
+    assert judge_train({"face_median_mm": 0.4, "posed_mean_mm": 1.0}, TrainThresholds()) == []
+    reasons = judge_train({"face_median_mm": 2.5, "posed_mean_mm": float("nan")}, TrainThresholds())
+    assert reasons[0] == "face_median_mm of the training data is 2.50, limit 2: train longer"
+    assert len(reasons) == 2
+
+
+def test_mean_plane_has_a_unit_normal() -> None:
+    plane = mean_plane(np.array([[0, 2.0, 0, 200.0], [0, 1.0, 0, 90.0]]))
+    assert plane == pytest.approx([0, 1, 0, 95])
