@@ -48,7 +48,7 @@ class CleanConfig(BaseModel):
     truncation_voxels: float = Field(default=3.0, gt=1, le=10, description="reach of the signed distance, voxels")
     least_weight: float = Field(default=0.15, gt=0, description="of a voxel's views together, 1 being a frontal view")
     box_low_mm: tuple[float, float, float] = Field(
-        default=(-140, -140, -190), description="lower corner of what is kept, head frame, mm"
+        default=(-140, -140, -180), description="lower corner of what is kept, head frame, mm"
     )
     box_high_mm: tuple[float, float, float] = Field(
         default=(140, 220, 170), description="upper corner of what is kept, head frame, mm"
@@ -157,11 +157,11 @@ def clean_scan(capture: Capture, template: Template, config: CleanConfig, seed: 
         "voxel_mm": voxel,
         **shape.figures,
     }
-    mesh = shape.mesh.transformed(grid.T_world_from_grid)
+    mesh = shape.mesh.transformed(shape.grid.T_world_from_grid)
     told = oriented_points(coarse, used)[0]
     return CleanScan(
         mesh,
-        shape.closed.transformed(grid.T_world_from_grid),
+        shape.closed.transformed(shape.grid.T_world_from_grid),
         T,
         figures | coverage(mesh, T, template),
         left_out,
@@ -175,6 +175,7 @@ class _Shape:
 
     mesh: Mesh
     closed: Mesh
+    grid: Grid
     figures: dict[str, float | int]
 
 
@@ -228,13 +229,13 @@ def _voxel_mm(views: FittedViews, config: CleanConfig) -> float:
         if (depth > 0).any():
             pixels.append(float(np.median(depth[depth > 0])) / views.cameras[v, 0])
     low, high = config.voxel_range_mm
-    return float(np.clip(round(float(np.median(pixels)) * 1.15, 1), low, high))
+    return float(np.clip(round(float(np.median(pixels)) * 1.25, 1), low, high))
 
 
 def _surface(views: FittedViews, grid: Grid, config: CleanConfig, threads: int) -> _Shape:
     """Fuse, drop what floats, close, and take from the closed surface what was seen and the small holes."""
     truncation = config.truncation_voxels * grid.voxel_mm
-    values = fuse(views, grid, truncation, config.least_weight, threads)
+    values, grid = fuse(views, grid, truncation, config.least_weight, threads)
     rough = extract_surface(values, grid)
     if len(rough.faces) < 1000:
         raise ScanRejected(one_line("no surface", "fusion", f"{len(rough.faces)} faces", "check depth and poses"))
@@ -265,7 +266,7 @@ def _surface(views: FittedViews, grid: Grid, config: CleanConfig, threads: int) 
         "filled_share": float(area[guessed[mesh.faces].any(1)].sum() / area.sum()),
         "guessed_share": float((closed.attributes["guessed"] > 0).mean()),
     }
-    return _Shape(Mesh(mesh.vertices, mesh.faces, colors, columns), closed, figures)
+    return _Shape(Mesh(mesh.vertices, mesh.faces, colors, columns), closed, grid, figures)
 
 
 def open_part(closed: Mesh, hole_mm: float) -> tuple[Mesh, int]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from registration.mesh import Mesh, transform_points
-from registration.pictures import BACK, BACKGROUND, CLAY, FRONT, Picture, heat_colors, render, sheet
+from registration.mesh import Mesh, face_areas, transform_points, vertex_normals
+from registration.pictures import BACK, BACKGROUND, CLAY, FRONT, Picture, heat_colors, sheet
 
 VIEWS_SHOWN = (FRONT, 55.0, BACK)
 SIZE = 288
@@ -15,18 +15,38 @@ SPREAD_SHOWN_MM = 1.0
 
 
 def point_picture(
-    points_head_mm: NDArray[np.floating], colors: NDArray[np.uint8] | None, azimuth_deg: float
+    points_head_mm: NDArray[np.floating],
+    colors: NDArray[np.uint8] | None,
+    azimuth_deg: float,
+    normals_head: NDArray[np.floating] | None = None,
+    size_mm: float = 0.0,
 ) -> Picture:
-    """Points seen by parallel projection from an azimuth about +y, the nearest on top."""
+    """Points seen by parallel projection from an azimuth about +y, the nearest on top.
+
+    Args:
+        points_head_mm: (n, 3).
+        colors: (n, 3) uint8, or None for clay.
+        azimuth_deg: 0 looks at the face.
+        normals_head: (n, 3) for a headlight's shading; what turns away is dark.
+        size_mm: edge of the square that each point covers; at least one pixel.
+    """
     a = np.radians(azimuth_deg)
     right, back = np.array([np.cos(a), 0.0, -np.sin(a)]), np.array([np.sin(a), 0.0, np.cos(a)])
     u = np.floor((points_head_mm @ right / EXTENT_MM + 0.5) * SIZE).astype(int)
     v = np.floor((0.5 - (points_head_mm[:, 1] - 20.0) / EXTENT_MM) * SIZE).astype(int)
-    depth = points_head_mm @ back
-    order = np.argsort(depth, kind="stable")
-    order = order[((u >= 0) & (u < SIZE) & (v >= 0) & (v < SIZE))[order]]
+    order = np.argsort(points_head_mm @ back, kind="stable")
+    paint = np.broadcast_to(np.array(CLAY, np.float64), (len(points_head_mm), 3)) if colors is None else colors
+    if normals_head is not None:
+        light = 0.2 + 0.8 * np.clip(normals_head @ (0.9 * back + 0.3 * np.array([0.0, 1.0, 0.0])), 0, 1)
+        paint = paint * light[:, None]
     picture = np.full((SIZE, SIZE, 3), BACKGROUND, np.uint8)
-    picture[v[order], u[order]] = CLAY if colors is None else colors[order]
+    wide = max(1, int(np.ceil(size_mm * SIZE / EXTENT_MM)))
+    shifts = np.stack(np.meshgrid(np.arange(wide), np.arange(wide), indexing="ij"), -1).reshape(-1, 2)
+    rows, columns = v[order][:, None] + shifts[:, 0], u[order][:, None] + shifts[:, 1]
+    inside = (rows >= 0) & (rows < SIZE) & (columns >= 0) & (columns < SIZE)
+    source = np.broadcast_to(order[:, None], rows.shape)[inside]
+    # Later assignments win, and the order is from far to near.
+    picture[rows[inside], columns[inside]] = np.clip(paint, 0, 255).astype(np.uint8)[source]
     return picture
 
 
@@ -43,25 +63,21 @@ def clean_sheet(
     """
     T = np.linalg.inv(T_world_from_head)
     raw, clean = transform_points(T, points_mm), mesh.transformed(T)
-    clay = np.broadcast_to(np.array(CLAY, np.uint8), clean.vertices.shape)
-    observed = clean.attributes["observed"] > 0
+    normals = vertex_normals(clean.vertices, clean.faces)
+    size = float(np.sqrt(2.0 * face_areas(clean.vertices, clean.faces).mean()))
     confidence = heat_colors(clean.attributes["spread_mm"], SPREAD_SHOWN_MM)
-    confidence[~observed] = (230, 60, 200)
-    rows = [
-        [point_picture(raw, colors, azimuth) for azimuth in VIEWS_SHOWN],
-        [_render(clean, azimuth, clay) for azimuth in VIEWS_SHOWN],
-        [_render(clean, azimuth, confidence) for azimuth in VIEWS_SHOWN],
-    ]
+    confidence[clean.attributes["observed"] == 0] = (230, 60, 200)
+
+    def row(paint: NDArray[np.uint8] | None) -> list[Picture]:
+        return [point_picture(clean.vertices, paint, azimuth, normals, size) for azimuth in VIEWS_SHOWN]
+
+    rows = [[point_picture(raw, colors, azimuth) for azimuth in VIEWS_SHOWN], row(None), row(confidence)]
     titles = [
         ["raw points as told"],
         ["cleaned and fused"],
         [f"spread between views: blue 0, red {SPREAD_SHOWN_MM:g} mm", "magenta: filled in"],
     ]
     if clean.colors is not None:
-        rows.append([_render(clean, azimuth, clean.colors) for azimuth in VIEWS_SHOWN])
+        rows.append(row(clean.colors))
         titles.append(["colour"])
     return sheet(rows, titles)
-
-
-def _render(mesh: Mesh, azimuth_deg: float, colors: NDArray[np.uint8]) -> Picture:
-    return render(mesh, azimuth_deg, 0.0, SIZE, (0.0, 20.0, 0.0), EXTENT_MM, colors)

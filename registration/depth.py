@@ -345,6 +345,7 @@ def fit_depth(depth_mm, region, window, radius, noise_mm, pixel_mm):  # type: ig
                 H[:] = 0.0
                 p[:] = 0.0
                 support = 0.0
+                least = 1.0
                 for k in range(n):
                     u, v, d = us[k], vs[k], ds[k]
                     uu, uv, vv = u * u, u * v, v * v
@@ -353,6 +354,7 @@ def fit_depth(depth_mm, region, window, radius, noise_mm, pixel_mm):  # type: ig
                     w = 1.0 / (1.0 + (res / scale) ** 2)
                     w *= w
                     support += w
+                    least = min(least, w)
                     H[0, 0] += w
                     H[1, 0] += w * u
                     H[2, 0] += w * v
@@ -384,6 +386,8 @@ def fit_depth(depth_mm, region, window, radius, noise_mm, pixel_mm):  # type: ig
                 if variance < 0:
                     break
                 q[:] = p
+                if least > 0.8:
+                    break  # nothing stands out, a second turn would change nothing
             # The pixel itself must lie on the surface that its neighbours describe.
             if variance <= 0 or abs(q[0]) > 2.0 * soft:
                 continue

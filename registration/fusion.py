@@ -8,7 +8,7 @@ result is the same whatever the number of threads.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numba
 import numpy as np
@@ -23,6 +23,10 @@ BLOCK = 8
 """Edge of a block of voxels."""
 MAX_VIEWS = 256
 """How many views a voxel can listen to."""
+TILE = 8
+"""Edge of the depth image's tiles whose range is looked at first, pixels."""
+PAST_MM = 10.0
+"""A view that sees this far behind a voxel has looked through it."""
 LEAST_FACING = 0.12
 """A view that sees the surface flatter than this cosine is not listened to."""
 
@@ -53,18 +57,19 @@ def grid_for_box(T_world_from_head: NDArray, low_mm: NDArray, high_mm: NDArray, 
 
 def fuse(
     views: FittedViews, grid: Grid, truncation_mm: float, least_weight: float, threads: int = 1
-) -> NDArray[np.float32]:
+) -> tuple[NDArray[np.float32], Grid]:
     """Signed distances of all voxels near a surface that some view saw.
 
     Args:
-        views: fitted and with refined poses.
-        grid: where.
+        views: fitted and with refined poses; at most ``MAX_VIEWS`` are listened to.
+        grid: where at most.
         truncation_mm: how far before and behind a surface a view is listened to.
         least_weight: of all views together, below which a voxel stays unknown.
         threads: at a time; the result does not depend on it.
 
     Returns:
-        ``grid.shape`` float32 distances in mm, positive outside; NaN where nothing is known.
+        Distances in mm, float32, positive outside, NaN where nothing is known; and their grid, which is the given
+        one cut down to what was seen. Its lower end along y (below the head) stays where it was.
     """
     M = views_from_grid(views, grid)
     blocks_shape = tuple(n // BLOCK for n in grid.shape)
@@ -82,9 +87,20 @@ def fuse(
         threads,
     )
     marked = np.argwhere(np.any(marks, axis=0))
-    values = np.full(grid.shape, np.nan, np.float32)
-    noise = float(np.median(views.noise_mm))
-    soft = max(3.0 * noise, 0.3)
+    if len(marked) == 0:
+        return np.full((BLOCK, BLOCK, BLOCK), np.nan, np.float32), replace(grid, shape=(BLOCK, BLOCK, BLOCK))
+    low = np.maximum(marked.min(0) - 1, 0) * [1, 0, 1]
+    high = np.minimum(marked.max(0) + 2, blocks_shape)
+    T = grid.T_world_from_grid.copy()
+    T[:3, 3] += T[:3, :3] @ (low * BLOCK * grid.voxel_mm)
+    nx, ny, nz = ((high - low) * BLOCK).tolist()
+    cut = Grid(T, (nx, ny, nz), grid.voxel_mm)
+    values = np.full(cut.shape, np.nan, np.float32)
+    M = views_from_grid(views, cut)
+    tiles = [tile_ranges(views.layout[v], views.depth_mm) for v in range(len(views.names))]
+    tile_first = np.cumsum([0] + [len(tile) for tile in tiles])[:-1].astype(np.int64)
+    tile = np.concatenate(tiles)
+    soft = max(3.0 * float(np.median(views.noise_mm)), 0.3)
     in_threads(
         lambda part: fuse_blocks(
             part,
@@ -97,14 +113,16 @@ def fuse(
             views.slope,
             views.normal,
             views.weight,
+            tile_first,
+            tile,
             truncation_mm,
             soft,
             least_weight,
         ),
-        np.array_split(marked, max(1, len(marked) // 256)),
+        np.array_split(marked - low, max(1, len(marked) // 256)),
         threads,
     )
-    return values
+    return values, cut
 
 
 def views_from_grid(views: FittedViews, grid: Grid) -> NDArray[np.float64]:
@@ -215,28 +233,36 @@ def mark_blocks(camera, grid_from_camera, layout, depth_mm, shape, block_mm, rea
 
 
 @numba.njit(cache=True, nogil=True)
-def look_up(camera, layout, depth_mm, slope, cx, cy, cz):  # type: ignore[no-untyped-def]
-    """The view's surface on the ray through a camera point.
+def tile_ranges(layout, depth_mm):  # type: ignore[no-untyped-def]
+    """Least and greatest depth (tiles, 2) of each tile of a view; (inf, 0) where it has none. What lies past the
+    region of interest counts as infinitely far."""
+    first, height, width = layout
+    across = (width + TILE - 1) // TILE
+    out = np.empty((((height + TILE - 1) // TILE) * across, 2), np.float32)
+    out[:, 0] = np.inf
+    out[:, 1] = 0.0
+    for row in range(height):
+        for column in range(width):
+            z = depth_mm[first + row * width + column]
+            tile = (row // TILE) * across + column // TILE
+            if z > 0:
+                out[tile, 0] = min(out[tile, 0], z)
+                out[tile, 1] = max(out[tile, 1], z)
+            elif z < 0:
+                out[tile, 0] = min(out[tile, 0], -z)
+                out[tile, 1] = np.inf
+    return out
 
-    The planes fitted at the four pixels around are blended; those on another surface are left out.
 
-    Returns:
-        Depth (0 unknown, negative = looked past) and the index of the nearest pixel.
-    """
-    if cz <= 1.0:
-        return 0.0, 0
-    u, v = project(camera, cx / cz, cy / cz)
+@numba.njit(cache=True, nogil=True)
+def blended_depth(nearest, u, v, layout, depth_mm, slope):  # type: ignore[no-untyped-def]
+    """The view's surface at an image position: the planes fitted at the four pixels around, those of another surface
+    than the nearest pixel's left out."""
     first, height, width = layout
     column, row = int(np.floor(u)), int(np.floor(v))
-    if column < 0 or row < 0 or column >= width or row >= height:
-        return 0.0, 0
-    nearest = first + row * width + column
-    z0 = np.float64(depth_mm[nearest])
-    if z0 <= 0:
-        return z0, nearest
     left, top = int(np.floor(u - 0.5)), int(np.floor(v - 0.5))
     fu, fv = u - 0.5 - left, v - 0.5 - top
-    z0 += slope[nearest, 0] * (u - column - 0.5) + slope[nearest, 1] * (v - row - 0.5)
+    z0 = depth_mm[nearest] + slope[nearest, 0] * (u - column - 0.5) + slope[nearest, 1] * (v - row - 0.5)
     total = 0.0
     z = 0.0
     for a in range(2):
@@ -254,7 +280,19 @@ def look_up(camera, layout, depth_mm, slope, cx, cy, cz):  # type: ignore[no-unt
             w = (fv if a else 1.0 - fv) * (fu if b else 1.0 - fu) + 1e-6
             total += w
             z += w * here
-    return z / total, nearest
+    return z / total
+
+
+@numba.njit(cache=True, nogil=True)
+def nearest_pixel(camera, layout, cx, cy, cz):  # type: ignore[no-untyped-def]
+    """Packed index of the pixel (-1 if none) that a camera point falls on, and its image position."""
+    if cz <= 1.0:
+        return -1, 0.0, 0.0
+    u, v = project(camera, cx / cz, cy / cz)
+    first, height, width = layout
+    if not (u >= 0.0 and v >= 0.0 and u < width and v < height):
+        return -1, u, v
+    return first + int(v) * width + int(u), u, v
 
 
 @numba.njit(cache=True, nogil=True)
@@ -299,56 +337,115 @@ def robust_mean(distance, weight, n, soft):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(cache=True, nogil=True)
+def block_relation(camera, layout, tile, cx, cy, cz, radius_mm, reach_mm):  # type: ignore[no-untyped-def]
+    """What a view may say of a ball around a camera point: -1 nothing (out of sight or hidden), 1 all of it is
+    looked through, 0 worth a look at each voxel."""
+    if cz <= radius_mm + 1.0:
+        return -1
+    u, v = project(camera, cx / cz, cy / cz)
+    _, height, width = layout
+    across = (width + TILE - 1) // TILE
+    reach = 1.05 * max(camera[0], camera[1]) * radius_mm / (cz - radius_mm) + 1.0
+    if u + reach < 0 or v + reach < 0 or u - reach >= width or v - reach >= height:
+        return -1
+    near, far = np.inf, 0.0
+    for r in range(max(0, int(v - reach)) // TILE, min(height - 1, int(v + reach)) // TILE + 1):
+        for c in range(max(0, int(u - reach)) // TILE, min(width - 1, int(u + reach)) // TILE + 1):
+            near = min(near, tile[r * across + c, 0])
+            far = max(far, tile[r * across + c, 1])
+    if far == 0.0 or far < cz - radius_mm - reach_mm / LEAST_FACING:
+        return -1
+    if near > cz + radius_mm + PAST_MM:
+        return 1
+    return 0
+
+
+@numba.njit(cache=True, nogil=True)
 def fuse_blocks(  # type: ignore[no-untyped-def]
-    blocks, values, voxel_mm, M, cameras, layout, depth_mm, slope, normal, weight, truncation_mm, soft, least_weight
+    blocks,
+    values,
+    voxel_mm,
+    M,
+    cameras,
+    layout,
+    depth_mm,
+    slope,
+    normal,
+    weight,
+    tile_first,
+    tile,
+    truncation_mm,
+    soft,
+    least_weight,
 ):
     """Fill the voxels of some blocks of ``values``."""
-    distances = np.empty(MAX_VIEWS)
-    weights = np.empty(MAX_VIEWS)
     count = min(len(M), MAX_VIEWS)
+    cells = BLOCK * BLOCK * BLOCK
+    distances = np.empty((cells, count))
+    weights = np.empty((cells, count))
+    number = np.empty(cells, np.int64)
+    through = np.empty(cells)
+    half = 0.5 * (BLOCK - 1) * voxel_mm
     for b in range(len(blocks)):
-        for i in range(blocks[b, 0] * BLOCK, blocks[b, 0] * BLOCK + BLOCK):
-            for j in range(blocks[b, 1] * BLOCK, blocks[b, 1] * BLOCK + BLOCK):
-                for k in range(blocks[b, 2] * BLOCK, blocks[b, 2] * BLOCK + BLOCK):
-                    x, y, z = i * voxel_mm, j * voxel_mm, k * voxel_mm
-                    n = 0
-                    through = 0.0
-                    near = 0.0
-                    for v in range(count):
-                        T = M[v]
-                        cx = T[0, 0] * x + T[0, 1] * y + T[0, 2] * z + T[0, 3]
-                        cy = T[1, 0] * x + T[1, 1] * y + T[1, 2] * z + T[1, 3]
-                        cz = T[2, 0] * x + T[2, 1] * y + T[2, 2] * z + T[2, 3]
-                        depth, pixel = look_up(cameras[v], layout[v], depth_mm, slope, cx, cy, cz)
-                        if depth == 0.0:
-                            continue
-                        if depth < 0.0:
-                            if -depth - cz > 10.0:
-                                through += 0.5
-                            continue
-                        facing = -(normal[pixel, 0] * cx + normal[pixel, 1] * cy + normal[pixel, 2] * cz) / cz
-                        gap = depth - cz
-                        if gap > 10.0:
-                            through += weight[pixel]
-                            continue
-                        if facing < LEAST_FACING:
-                            continue
-                        d = gap * facing
-                        if d > truncation_mm or d < -truncation_mm:
-                            continue
-                        w = np.float64(weight[pixel])
-                        if d < 0:
-                            w *= 1.0 + d / truncation_mm
-                        distances[n] = d
-                        weights[n] = w
-                        near += w
-                        n += 1
-                    if n == 0 or near < least_weight:
-                        continue
-                    mean, used, _ = robust_mean(distances, weights, n, soft)
-                    if mean < 0 and through > used:
-                        mean = truncation_mm
-                    values[i, j, k] = mean
+        x0, y0, z0 = blocks[b, 0] * BLOCK * voxel_mm, blocks[b, 1] * BLOCK * voxel_mm, blocks[b, 2] * BLOCK * voxel_mm
+        number[:] = 0
+        through[:] = 0.0
+        for view in range(count):
+            T = M[view]
+            camera = cameras[view]
+            place = layout[view]
+            mx = T[0, 0] * (x0 + half) + T[0, 1] * (y0 + half) + T[0, 2] * (z0 + half) + T[0, 3]
+            my = T[1, 0] * (x0 + half) + T[1, 1] * (y0 + half) + T[1, 2] * (z0 + half) + T[1, 3]
+            mz = T[2, 0] * (x0 + half) + T[2, 1] * (y0 + half) + T[2, 2] * (z0 + half) + T[2, 3]
+            relation = block_relation(camera, place, tile[tile_first[view] :], mx, my, mz, 1.75 * half, truncation_mm)
+            if relation < 0:
+                continue
+            if relation > 0:
+                through += 0.3
+                continue
+            for e in range(cells):
+                x = x0 + (e // (BLOCK * BLOCK)) * voxel_mm
+                y = y0 + (e // BLOCK % BLOCK) * voxel_mm
+                z = z0 + (e % BLOCK) * voxel_mm
+                cz = T[2, 0] * x + T[2, 1] * y + T[2, 2] * z + T[2, 3]
+                cx = T[0, 0] * x + T[0, 1] * y + T[0, 2] * z + T[0, 3]
+                cy = T[1, 0] * x + T[1, 1] * y + T[1, 2] * z + T[1, 3]
+                pixel, u, v = nearest_pixel(camera, place, cx, cy, cz)
+                if pixel < 0:
+                    continue
+                depth = np.float64(depth_mm[pixel])
+                if depth == 0.0:
+                    continue
+                gap = abs(depth) - cz
+                if gap > PAST_MM:
+                    through[e] += 0.3 if depth < 0 else np.float64(weight[pixel])
+                    continue
+                if depth < 0.0:
+                    continue
+                facing = -(normal[pixel, 0] * cx + normal[pixel, 1] * cy + normal[pixel, 2] * cz) / cz
+                if facing < LEAST_FACING or abs(gap) * facing > truncation_mm + voxel_mm:
+                    continue
+                d = (blended_depth(pixel, u, v, place, depth_mm, slope) - cz) * facing
+                if d > truncation_mm or d < -truncation_mm:
+                    continue
+                w = np.float64(weight[pixel])
+                if d < 0:
+                    w *= 1.0 + d / truncation_mm
+                distances[e, number[e]] = d
+                weights[e, number[e]] = w
+                number[e] += 1
+        for e in range(cells):
+            n = number[e]
+            near = 0.0
+            for k in range(n):
+                near += weights[e, k]
+            if n == 0 or near < least_weight:
+                continue
+            mean, used, _ = robust_mean(distances[e], weights[e], n, soft)
+            if mean < 0 and through[e] > used:
+                mean = truncation_mm
+            i, j, k = e // (BLOCK * BLOCK), e // BLOCK % BLOCK, e % BLOCK
+            values[blocks[b, 0] * BLOCK + i, blocks[b, 1] * BLOCK + j, blocks[b, 2] * BLOCK + k] = mean
 
 
 @numba.njit(cache=True, nogil=True)
@@ -369,9 +466,6 @@ def observe_points(  # type: ignore[no-untyped-def]
             cx = T[0, 0] * x + T[0, 1] * y + T[0, 2] * z + T[0, 3]
             cy = T[1, 0] * x + T[1, 1] * y + T[1, 2] * z + T[1, 3]
             cz = T[2, 0] * x + T[2, 1] * y + T[2, 2] * z + T[2, 3]
-            depth, pixel = look_up(cameras[v], layout[v], depth_mm, slope, cx, cy, cz)
-            if depth <= 0.0:
-                continue
             # How the point's own normal faces this camera; the surface is on the same ray.
             nx = T[0, 0] * points[p, 3] + T[0, 1] * points[p, 4] + T[0, 2] * points[p, 5]
             ny = T[1, 0] * points[p, 3] + T[1, 1] * points[p, 4] + T[1, 2] * points[p, 5]
@@ -379,6 +473,10 @@ def observe_points(  # type: ignore[no-untyped-def]
             length = np.sqrt(cx * cx + cy * cy + cz * cz)
             if -(nx * cx + ny * cy + nz * cz) / length < LEAST_FACING:
                 continue
+            pixel, u, w = nearest_pixel(cameras[v], layout[v], cx, cy, cz)
+            if pixel < 0 or depth_mm[pixel] <= 0:
+                continue
+            depth = blended_depth(pixel, u, w, layout[v], depth_mm, slope)
             facing = -(normal[pixel, 0] * cx + normal[pixel, 1] * cy + normal[pixel, 2] * cz) / cz
             d = (cz - depth) * facing  # from the point to the view's surface, outwards positive
             if facing < LEAST_FACING or d > reach_mm or d < -reach_mm:

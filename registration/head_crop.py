@@ -16,7 +16,7 @@ from storage.errors import ScanRejected, one_line
 
 SEARCH_RADIUS_MM = 330.0
 """A head whose middle is 100 mm off the point that the cameras look at still lies wholly within this ball."""
-MARGIN_MM = 25.0
+MARGIN_MM = 12.0
 """Depth pixels up to this far outside the box take part in the fit and in the refinement of poses."""
 
 

@@ -21,7 +21,7 @@ def repair(mesh: Mesh, merge_mm: float = 0.0) -> Mesh:
     Returns:
         The repaired mesh; vertices that no face uses are dropped. Faces are removed where an edge has three or more.
     """
-    if len(mesh.faces) == 0:
+    if merge_mm == 0 and is_sound(mesh):
         return mesh
     # Each vertex carries its own number through the filters, so that every column can follow.
     order = np.arange(len(mesh.vertices), dtype=np.float64)
@@ -46,3 +46,17 @@ def repair(mesh: Mesh, merge_mm: float = 0.0) -> Mesh:
         None if mesh.colors is None else mesh.colors[source],
         **{name: column[source] for name, column in mesh.attributes.items()},
     )
+
+
+def is_sound(mesh: Mesh) -> bool:
+    """Whether no edge has more than two faces, no face is doubled or folded, and every vertex is used."""
+    if len(mesh.faces) == 0:
+        return True
+    faces = mesh.faces.astype(np.int64)
+    n = len(mesh.vertices)
+    folded = (faces[:, 0] == faces[:, 1]) | (faces[:, 1] == faces[:, 2]) | (faces[:, 2] == faces[:, 0])
+    if folded.any() or np.bincount(faces.ravel(), minlength=n).min() == 0:
+        return False
+    # Each directed edge at most once: then an undirected one has at most two faces, which agree in orientation.
+    directed = np.sort((faces * n + faces[:, [1, 2, 0]]).ravel())
+    return bool((directed[1:] != directed[:-1]).all())

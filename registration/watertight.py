@@ -13,10 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import fft
 from scipy.ndimage import gaussian_filter
+from scipy.spatial import cKDTree
 from skimage.measure import marching_cubes
 
 from registration.depth import FittedViews
-from registration.fusion import Grid, look_up, views_from_grid
+from registration.fusion import Grid, nearest_pixel, views_from_grid
 from registration.mesh import Mesh, face_areas, face_normals
 from registration.pieces import vertex_pieces
 
@@ -30,20 +31,20 @@ EMPTY_GAP_MM = 12.0
 
 def forget_pieces(values: NDArray[np.float32], surface: Mesh, kept: NDArray[np.bool_], grid: Grid) -> None:
     """Make the voxels around the dropped vertices of a surface unknown again, those around its kept ones left alone."""
-    drop = np.zeros(values.shape, bool)
-    for mask, mark in ((~kept, True), (kept, False)):
-        cells = np.round(surface.vertices[mask] / grid.voxel_mm).astype(np.int64)
-        flat = np.unique(np.ravel_multi_index(tuple(np.clip(cells, 0, np.array(values.shape) - 1).T), values.shape))
-        cells = np.stack(np.unravel_index(flat, values.shape), 1)
-        reach = 4 if mark else 2
-        for offset in np.ndindex(2 * reach + 1, 2 * reach + 1, 2 * reach + 1):
-            index = np.clip(cells + (np.array(offset) - reach), 0, np.array(values.shape) - 1)
-            if mark:
-                drop[tuple(index.T)] = True
-            else:
-                inside = drop[tuple(index.T)]
-                drop[tuple(index[inside].T)] = False
-    values[drop] = np.nan
+    top = np.array(values.shape) - 1
+    cells = np.round(surface.vertices / grid.voxel_mm).astype(np.int64)
+    drop = _around(np.unique(cells[~kept], axis=0), 4, top)
+    distance, _ = cKDTree(cells[~kept]).query(cells[kept], distance_upper_bound=12.0)
+    spare = _around(np.unique(cells[kept][np.isfinite(distance)], axis=0), 2, top)
+    before = values[tuple(spare.T)].copy()
+    values[tuple(drop.T)] = np.nan
+    values[tuple(spare.T)] = before
+
+
+def _around(cells: NDArray[np.int64], reach: int, top: NDArray[np.int64]) -> NDArray[np.int64]:
+    """All cells within a reach of some, inside the grid; repeats may occur."""
+    offsets = np.stack(np.meshgrid(*[np.arange(-reach, reach + 1)] * 3, indexing="ij"), -1).reshape(-1, 3)
+    return np.clip((cells[:, None] + offsets).reshape(-1, 3), 0, top)
 
 
 def complete(
@@ -67,20 +68,13 @@ def complete(
     coarse = _indicator_distance(seen, padded, cell_mm, grid.voxel_mm)
     if views is not None:
         M = views_from_grid(views, grid)
-        votes = count_empty(
-            coarse < 0, cell_mm, grid.voxel_mm, M, views.cameras, views.layout, views.depth_mm, views.slope
-        )
+        votes = count_empty(coarse < 0, cell_mm, grid.voxel_mm, M, views.cameras, views.layout, views.depth_mm)
         coarse = np.where(votes >= 2, np.maximum(coarse, 0.5 * cell_mm), coarse)
     correction = _correction(values, coarse, factor, padded, cell_mm, truncation_mm)
-    guess = _upsampled((coarse + correction).astype(np.float32), factor, grid.shape)
-    np.clip(guess, -2 * truncation_mm, 2 * truncation_mm, out=guess)
-    known = np.isfinite(values)
-    guess[known] = values[known]
-    guess[guess == 0] = 1e-6
-    vertices, faces, _, _ = marching_cubes(
-        np.pad(guess, 1, constant_values=np.float32(0.5 * grid.voxel_mm)), 0.0, gradient_direction="descent"
-    )
+    guess = filled_up(values, coarse + correction, factor, 2.0 * truncation_mm)
+    vertices, faces, _, _ = marching_cubes(guess, 0.0, gradient_direction="descent")
     vertices = vertices - 1.0
+    known = np.isfinite(values)
     closed = Mesh.of(vertices * grid.voxel_mm, faces, guessed=(~_between_known(vertices, known)).astype(np.uint8))
     return _seen_pieces(closed)
 
@@ -108,7 +102,7 @@ def _indicator_distance(seen: Mesh, shape: tuple[int, ...], cell_mm: float, voxe
     flow = face_normals(seen.vertices, seen.faces) * face_areas(seen.vertices, seen.faces)[:, None]
     # Cell i covers the voxels i*factor ... ; its middle in mm:
     position = (centre + 0.5 * voxel_mm) / cell_mm - 0.5
-    field = np.stack([_splat(position, flow[:, a], shape) for a in range(3)]) / cell_mm**3
+    field = splat(position, flow, shape) / cell_mm**3
     field = np.stack([gaussian_filter(channel, 0.8, mode="nearest") for channel in field])
     # The indicator falls from inside to outside against the normals: laplace(chi) = -div(n delta).
     divergence = sum(_mirrored_slope(field[a], a) for a in range(3)) / cell_mm
@@ -132,16 +126,29 @@ def _mirrored_slope(flow: NDArray, axis: int) -> NDArray[np.float64]:
     return np.moveaxis(0.5 * (ends[2:] - ends[:-2]), 0, axis)
 
 
-def _splat(position: NDArray, value: NDArray, shape: tuple[int, ...]) -> NDArray[np.float64]:
-    """Trilinear deposit of values at positions (in cells) on a grid."""
-    base = np.floor(position).astype(np.int64)
-    part = position - base
-    out = np.zeros(int(np.prod(shape)))
-    for corner in np.ndindex(2, 2, 2):
-        index = np.clip(base + corner, 0, np.array(shape) - 1)
-        weight = np.prod(np.where(corner, part, 1 - part), axis=1)
-        out += np.bincount(np.ravel_multi_index(tuple(index.T), shape), value * weight, minlength=len(out))
-    return out.reshape(shape)
+@numba.njit(cache=True, nogil=True)
+def splat(position, flow, shape):  # type: ignore[no-untyped-def]
+    """Trilinear deposit of vectors (n, 3) at positions (n, 3) in cells; returns (3, ...) on the grid."""
+    out = np.zeros((3, shape[0], shape[1], shape[2]))
+    for p in range(len(position)):
+        for e in range(8):
+            w = 1.0
+            i = j = k = 0
+            for a in range(3):
+                base = int(np.floor(position[p, a]))
+                part = position[p, a] - base
+                up = (e >> a) & 1
+                w *= part if up else 1.0 - part
+                at = min(max(base + up, 0), shape[a] - 1)
+                if a == 0:
+                    i = at
+                elif a == 1:
+                    j = at
+                else:
+                    k = at
+            for a in range(3):
+                out[a, i, j, k] += w * flow[p, a]
+    return out
 
 
 def _correction(
@@ -167,21 +174,38 @@ def _correction(
     return np.asarray(gaussian_filter(gap * weight, sigma, mode="nearest") / (spread + 0.03))
 
 
-def _upsampled(coarse: NDArray[np.float32], factor: int, shape: tuple[int, ...]) -> NDArray[np.float32]:
-    """Trilinear values of the coarse cells at the voxels."""
-    if factor == 1:
-        return coarse[: shape[0], : shape[1], : shape[2]].copy()
-    fine = coarse
-    for axis in range(3):
-        where = np.clip((np.arange(shape[axis]) + 0.5) / factor - 0.5, 0, coarse.shape[axis] - 1)
-        low = np.minimum(np.floor(where).astype(int), coarse.shape[axis] - 2)
-        part = (where - low).astype(np.float32).reshape([-1 if a == axis else 1 for a in range(3)])
-        fine = np.take(fine, low, axis) * (1 - part) + np.take(fine, low + 1, axis) * part
-    return np.ascontiguousarray(fine, np.float32)
+@numba.njit(cache=True, nogil=True)
+def filled_up(values, coarse, factor, limit):  # type: ignore[no-untyped-def]
+    """Known values, and trilinear coarse cells within limits where there are none; a border of one voxel outside."""
+    nx, ny, nz = values.shape
+    out = np.full((nx + 2, ny + 2, nz + 2), np.float32(0.5))
+    for i in range(nx):
+        a = min(max((i + 0.5) / factor - 0.5, 0.0), coarse.shape[0] - 1.0)
+        i0 = min(int(a), coarse.shape[0] - 2)
+        a -= i0
+        for j in range(ny):
+            b = min(max((j + 0.5) / factor - 0.5, 0.0), coarse.shape[1] - 1.0)
+            j0 = min(int(b), coarse.shape[1] - 2)
+            b -= j0
+            for k in range(nz):
+                value = values[i, j, k]
+                if np.isnan(value):
+                    c = min(max((k + 0.5) / factor - 0.5, 0.0), coarse.shape[2] - 1.0)
+                    k0 = min(int(c), coarse.shape[2] - 2)
+                    c -= k0
+                    low = (coarse[i0, j0, k0] * (1 - c) + coarse[i0, j0, k0 + 1] * c) * (1 - b) + (
+                        coarse[i0, j0 + 1, k0] * (1 - c) + coarse[i0, j0 + 1, k0 + 1] * c
+                    ) * b
+                    high = (coarse[i0 + 1, j0, k0] * (1 - c) + coarse[i0 + 1, j0, k0 + 1] * c) * (1 - b) + (
+                        coarse[i0 + 1, j0 + 1, k0] * (1 - c) + coarse[i0 + 1, j0 + 1, k0 + 1] * c
+                    ) * b
+                    value = min(max(low * (1 - a) + high * a, -limit), limit)
+                out[i + 1, j + 1, k + 1] = value if value != 0 else 1e-6
+    return out
 
 
 @numba.njit(cache=True, nogil=True)
-def count_empty(wanted, cell_mm, voxel_mm, M, cameras, layout, depth_mm, slope):  # type: ignore[no-untyped-def]
+def count_empty(wanted, cell_mm, voxel_mm, M, cameras, layout, depth_mm):  # type: ignore[no-untyped-def]
     """How many views look past each wanted coarse cell's middle, at something clearly behind it."""
     shape = wanted.shape
     votes = np.zeros(shape, np.uint8)
@@ -198,7 +222,7 @@ def count_empty(wanted, cell_mm, voxel_mm, M, cameras, layout, depth_mm, slope):
                     cx = T[0, 0] * x + T[0, 1] * y + T[0, 2] * z + T[0, 3]
                     cy = T[1, 0] * x + T[1, 1] * y + T[1, 2] * z + T[1, 3]
                     cz = T[2, 0] * x + T[2, 1] * y + T[2, 2] * z + T[2, 3]
-                    depth, _ = look_up(cameras[v], layout[v], depth_mm, slope, cx, cy, cz)
-                    if abs(depth) - cz > EMPTY_GAP_MM and votes[i, j, k] < 255:
+                    pixel, _, _ = nearest_pixel(cameras[v], layout[v], cx, cy, cz)
+                    if pixel >= 0 and abs(depth_mm[pixel]) - cz > EMPTY_GAP_MM and votes[i, j, k] < 255:
                         votes[i, j, k] += 1
     return votes
