@@ -129,7 +129,8 @@ def _lip_tint(rest: Field, lm: Field) -> Field:
     """1 on the red of the lips (n,), fading over its border."""
     high, low = lm[48:55], lm[[48, 59, 58, 57, 56, 55, 54]]
     inside = np.minimum(
-        np.interp(rest[:, 0], high[:, 0], high[:, 1]) - rest[:, 1], rest[:, 1] - np.interp(rest[:, 0], low[:, 0], low[:, 1])
+        np.interp(rest[:, 0], high[:, 0], high[:, 1]) - rest[:, 1],
+        rest[:, 1] - np.interp(rest[:, 0], low[:, 0], low[:, 1]),
     )
     near = (np.abs(rest[:, 0]) < lm[54, 0]) & (rest[:, 2] > lm[48, 2] - 12.0)
     return np.clip(inside / 2.0 + 0.4, 0.0, 1.0) * near

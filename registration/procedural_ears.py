@@ -53,10 +53,10 @@ def _smooth(v: Field, faces: NDArray[np.integer], index: NDArray[np.int64], roun
     pairs = edges(faces)
     half = sp.csr_matrix((np.ones(len(pairs)), (pairs[:, 0], pairs[:, 1])), (len(v), len(v)))
     near = sp.csr_matrix(half + half.T)[index]
-    degree = np.asarray(near.sum(1))
+    degree = np.asarray(near.sum(1)).reshape(-1, 1)
     for _ in range(rounds):
         for step in (0.55, -0.50):
-            v[index] += step * (near @ v / degree - v[index])
+            v[index] += step * (np.asarray(near @ v) / degree - v[index])
 
 
 def _relief(up: Field, back: Field, shell: Field) -> Field:

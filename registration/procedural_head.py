@@ -99,8 +99,9 @@ def draw_person(rng: np.random.Generator, relief_mm: float = 0.5) -> Person:
 
 def _landmarks(grid: HeadGrid, rest: Field) -> NDArray[np.int32]:
     def left(points: tuple[tuple[float, float, float], ...]) -> NDArray[np.int64]:
-        wanted = np.asarray(points, float)
-        return np.array([int(((rest - p) ** 2).sum(1).argmin()) for p in wanted])
+        gap = ((rest[None] - np.asarray(points, float)[:, None]) ** 2).sum(2)
+        gap[np.ix_([p[0] == 0 for p in points], mirror != np.arange(grid.count))] = np.inf  # these stay in the middle
+        return gap.argmin(1)
 
     mirror = grid.mirror
     jaw, brow = left(_JAW_MM), left(_BROW_MM)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import zipfile
 from dataclasses import dataclass
 
 import numpy as np
@@ -93,7 +94,7 @@ class Template:
                 parts["expression_basis"].astype(np.float32),
                 tuple(parts["expression_names"].tolist()),
             )
-        except (ValueError, KeyError, OSError, EOFError) as error:
+        except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
             remedy = "make it with 'nphm template import-mesh' or 'import-ict'"
             raise ConfigError(one_line("is no template", where, str(error), remedy)) from error
         template.check(where)

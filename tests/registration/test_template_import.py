@@ -1,0 +1,132 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.spatial.transform import Rotation
+
+from registration.mesh import Mesh, mesh_to_ply
+from registration.procedural_head import head_template
+from registration.template import REGIONS, Template
+from registration.template_import import ICT_SKIN_VERTICES, import_ict, import_mesh
+from registration.template_picture import template_sheet
+from registration.template_regions import throat_plane
+from storage.errors import ConfigError
+
+
+def test_a_template_survives_its_bytes() -> None:
+    template = head_template()
+    again = Template.from_bytes(template.to_bytes())
+    assert again.digest() == template.digest()
+    np.testing.assert_array_equal(again.mesh.vertices, template.mesh.vertices)
+    assert again.expression_names == template.expression_names
+
+
+@pytest.mark.parametrize("data", [b"", b"PK\x03\x04 nothing", b"ply\n"])
+def test_what_is_no_template_is_named(data: bytes) -> None:
+    with pytest.raises(ConfigError, match=r"WS/template\.npz: is no template"):
+        Template.from_bytes(data, "WS/template.npz")
+
+
+@pytest.fixture(scope="module")
+def ict(ict_heads: Path) -> Template:
+    return import_ict(ict_heads)
+
+
+@pytest.mark.ict
+class TestIct:
+    def test_keeps_order_and_modes(self, ict: Template, ict_heads: Path) -> None:
+        with np.load(ict_heads) as z:
+            np.testing.assert_array_equal(ict.mesh.vertices, z["neutral"][:ICT_SKIN_VERTICES])
+            np.testing.assert_array_equal(ict.landmarks, z["landmarks"])
+        assert ict.identity_basis.shape == (100, ICT_SKIN_VERTICES, 3)
+        assert ict.expression_basis.shape == (53, ICT_SKIN_VERTICES, 3)
+        assert ict.expression_names[26] == "jawOpen"
+        np.testing.assert_array_equal(np.flatnonzero(ict.face_mask), np.arange(6706))
+
+    def test_finds_regions_mirror_and_throat(self, ict: Template) -> None:
+        assert set(np.unique(ict.regions)) == set(range(6))
+        np.testing.assert_array_equal(ict.mirror[ict.mirror], np.arange(ICT_SKIN_VERTICES))
+        np.testing.assert_allclose(ict.mesh.vertices[ict.mirror] * [-1, 1, 1], ict.mesh.vertices, atol=0.1)
+        lips = ict.regions == REGIONS.index("lips")
+        assert lips[ict.landmarks[60:68]].all()
+        assert not lips[ict.landmarks[30]]
+        plane = throat_plane(ict.mesh.vertices, ict.throat)
+        assert plane[1] > 0.99
+        assert -102 < -plane[3] / plane[1] < -94
+        assert ict.anchor_pairs == 16
+        assert len(set(ict.anchors.tolist())) == 39
+
+    def test_a_checkout_says_the_same(self, ict: Template, tmp_path: Path) -> None:
+        model = tmp_path / "FaceXModel"
+        model.mkdir()
+        modes = {"identity000": ict.identity_basis[0], "jawOpen": ict.expression_basis[26]}
+        faces = "".join(f"f {a} {b} {c}\n" for a, b, c in (ict.mesh.faces + 1).tolist())
+        for name, offset in ({"generic_neutral_mesh": 0.0} | modes).items():
+            rows = "".join(f"v {x:.6f} {y:.6f} {z:.6f}\n" for x, y, z in ((ict.mesh.vertices + offset) / 10).tolist())
+            (model / f"{name}.obj").write_text(rows + faces)
+        (model / "vertex_indices.json").write_text(json.dumps({"idx_to_landmark_verts": ict.landmarks.tolist()}))
+        found = import_ict(tmp_path)
+        np.testing.assert_allclose(found.mesh.vertices, ict.mesh.vertices, atol=1e-3)
+        np.testing.assert_allclose(found.expression_basis[0], ict.expression_basis[26], atol=1e-3)
+        np.testing.assert_array_equal(found.mesh.faces, ict.mesh.faces)
+        assert found.expression_names == ("jawOpen",)
+        np.testing.assert_array_equal(found.anchors, ict.anchors)
+
+    def test_another_mesh_is_read_by_its_landmarks(self, ict: Template) -> None:
+        turn = Rotation.from_euler("xyz", [20, 130, -40], degrees=True).as_matrix()
+        moved = ict.mesh.with_vertices((ict.mesh.vertices @ turn.T + 300.0) * 0.1)
+        points = moved.vertices[ict.landmarks].tolist()
+        found = import_mesh(mesh_to_ply(moved), json.dumps({"landmarks": points}).encode(), "heads/other.ply")
+        assert found.name == "other"
+        assert (found.face_mask == ict.face_mask).mean() > 0.8
+        np.testing.assert_array_equal(found.landmarks, ict.landmarks)
+        gap = np.linalg.norm(found.mesh.vertices - ict.mesh.vertices, axis=1)
+        assert gap.max() < 25.0  # the frame comes from the embedded head, whose proportions differ
+
+
+@pytest.mark.parametrize(
+    ("landmarks", "says"),
+    [
+        (None, "no landmarks are given"),
+        (b"{", "can't be read"),
+        (b"[1, 2, 3]", r"shape \(3,\)"),
+        (json.dumps([999_999] * 68).encode(), "not there"),
+        (json.dumps([5] * 68).encode(), "no known unit"),
+    ],
+)
+def test_landmarks_that_are_none_are_named(landmarks: bytes | None, says: str) -> None:
+    data = mesh_to_ply(head_template().mesh)
+    with pytest.raises(ConfigError, match=says) as caught:
+        import_mesh(data, landmarks, "head.ply")
+    assert str(caught.value).startswith("head.ply: ")
+
+
+def test_landmarks_in_another_order_are_refused() -> None:
+    template = head_template()
+    mixed = template.landmarks[::-1].tolist()
+    mixed[36], mixed[45] = int(template.landmarks[36]), int(template.landmarks[45])
+    with pytest.raises(ConfigError, match="no head's"):
+        import_mesh(mesh_to_ply(template.mesh), json.dumps(mixed).encode(), "head.ply")
+
+
+def test_the_own_head_comes_back_as_itself() -> None:
+    template = head_template()
+    found = import_mesh(mesh_to_ply(template.mesh), json.dumps(template.landmarks.tolist()).encode(), "head.ply")
+    np.testing.assert_allclose(found.mesh.vertices, template.mesh.vertices, atol=1e-3)
+    np.testing.assert_array_equal(found.regions, template.regions)
+    np.testing.assert_array_equal(found.mirror, template.mirror)
+
+
+def test_a_mesh_that_is_none_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"x\.obj: "):
+        import_mesh(b"nothing", json.dumps(list(range(68))).encode(), "x.obj")
+    small = mesh_to_ply(Mesh.of(np.eye(3), [[0, 1, 2]]))
+    with pytest.raises(ConfigError, match="3 vertices"):
+        import_mesh(small, json.dumps(list(range(68))).encode(), "x.ply")
+
+
+def test_the_sheet_shows_every_region() -> None:
+    picture = template_sheet(head_template(), 96)
+    assert picture.shape == (96 + 18, 4 * 96, 3)
+    assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 200
