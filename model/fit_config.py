@@ -29,7 +29,7 @@ class FitConfig(BaseModel):
     translation_mm: float = Field(default=5.0, ge=0, description="expected error of the told position, mm; 0 keeps it")
     threads: int = Field(default=2, ge=1, description="CPU threads; the same number gives the same bits")
     normal_cosine: float = Field(
-        0.3, ge=-1, lt=1, description="least cosine of told and fitted normal for a point to count"
+        default=0.3, ge=-1, lt=1, description="least cosine of told and fitted normal of a used point"
     )
     largest_step: float = Field(
         default=1.5, gt=0, description="largest root-mean-square step of a code, in its spreads"
@@ -42,13 +42,13 @@ class PcaConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     identity_modes: int = Field(
-        80, ge=0, description="identity modes kept, at most as many as the training subjects give"
+        default=80, ge=0, description="identity modes kept, at most as many as the subjects give"
     )
     expression_modes: int = Field(default=40, ge=0, description="expression modes kept, likewise")
     mirror: bool = Field(default=True, description="train on the mirrored heads too, as the field's own symmetry does")
     iterations: int = Field(default=40, gt=0, description="alternations of correspondences and least squares")
     noise_mm: float = Field(
-        2.0, gt=0, description="expected distance of a point from the model, mm: the ridge's strength"
+        default=2.0, gt=0, description="expected distance of a point from the model, mm; sets the ridge"
     )
     first_reach_mm: float = Field(default=30.0, gt=0, description="farthest correspondence at the start, mm")
     last_reach_mm: float = Field(default=5.0, gt=0, description="farthest correspondence at the end, mm")

@@ -1,0 +1,200 @@
+"""The evaluate step: a trained model against scans that it has and has not seen."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pipeline.evaluate_config import EvaluateConfig, EvaluateThresholds
+from pipeline.keys import subject_of, take_of
+from registration.mesh import Mesh, mesh_from_ply
+from registration.pictures import to_png
+from registration.template import Template
+from storage.manifest import Manifest
+
+if TYPE_CHECKING:
+    from model.baselines import PcaHead
+    from model.head_model import HeadModel
+    from model.observation import HeadFitter
+    from pipeline.evaluation import HeadScan
+    from pipeline.workspace import Workspace
+
+STEP_VERSION = 1
+
+_SINGLE_VIEW = (
+    "Each held-out scan: {points} points of one frontal view, noise {noise:g} mm; identity and expression fitted "
+    "together from the mean, starting in the head frame of the scan's registration, with pose refinement. Distances in "
+    "mm over what ten cameras around the head see; the face is what lies within 10 mm of the registration's face."
+)
+
+
+def judge_evaluate(figures: Mapping[str, Any], thresholds: EvaluateThresholds) -> list[str]:
+    """What speaks against a model; empty when it may be used."""
+    reasons = []
+    scans, failures = figures.get("held_out_scans", 0), figures.get("nphm_failures", 0)
+    if scans and failures / scans > thresholds.most_failures_share:
+        limit = thresholds.most_failures_share
+        reasons.append(f"{failures} of {scans} held-out scans have no result, at most {limit:.0%} may")
+    limits = {
+        "train_face_median_mm": ("re-meshed training faces", thresholds.worst_train_face_median_mm),
+        "nphm_face_point_to_triangle_mm": ("fitted held-out faces", thresholds.worst_face_point_to_triangle_mm),
+    }
+    for name, (what, limit_mm) in limits.items():
+        value = figures.get(name)
+        if value is not None and value > limit_mm:
+            reasons.append(f"{what} are {value:.2f} mm off their scans, limit {limit_mm:g} mm")
+    return reasons
+
+
+def run_evaluate(workspace: Workspace, key: str) -> Manifest:
+    """Evaluate a trained model and publish tables and pictures.
+
+    Without held-out subjects the training heads alone are measured, and the figures say so.
+
+    Args:
+        workspace: with accepted results of ``train``, ``clean`` and ``register``.
+        key: the model's name.
+
+    Raises:
+        ConfigError: the model or a result that it needs is missing.
+        ScanRejected: a held-out scan shows nothing above its throat plane.
+        StorageConflict: an input is damaged.
+    """
+    from model.head_fitter import NphmFitter  # torch: loaded by the steps that need it alone
+    from pipeline.evaluation import evaluate_scan, evaluate_training_head, method_entry, summarise
+    from pipeline.evaluation_pictures import scan_sheet, training_sheet
+    from pipeline.evaluation_tables import csv_table, markdown_table
+
+    inputs = workspace.inputs("evaluate", key)
+    config: EvaluateConfig = workspace.config.of_step("evaluate")  # type: ignore[assignment]
+    head = _load_model(workspace, key)
+    template = head.template
+    canonical = {s: c for s in head.subjects if (c := workspace.canonical_key(s)) is not None}
+    outputs: dict[str, bytes] = {}
+    held_out: list[dict[str, Any]] = []
+    registered = [k for k in _registered(workspace) if workspace.split(subject_of(k)) == "held_out"]
+    keys = _spread(registered, config.most_scans)
+    total = len(keys) + len(canonical)
+    nphm = NphmFitter(head, config.fit, config.resolution)
+    fitters: list[HeadFitter] = [nphm, _train_baseline(workspace, head, template, config)]
+    for number, scan_key in enumerate(keys):
+        workspace.tell(number, total, f"fit to {scan_key}")
+        result = evaluate_scan(
+            _read_scan(workspace, scan_key, template), fitters, config, workspace.seed("evaluate", scan_key)
+        )
+        outputs[f"scan_{number:03d}.png"] = to_png(scan_sheet(result))
+        held_out.append(
+            {
+                "key": scan_key,
+                "subject": subject_of(scan_key),
+                "expression": take_of(scan_key)[0],
+                "picture": f"scan_{number:03d}.png",
+                "methods": {name: method_entry(method) for name, method in result.methods.items()},
+            }
+        )
+    training: list[dict[str, Any]] = []
+    for number, (subject, scan_key) in enumerate(sorted(canonical.items())):
+        workspace.tell(len(keys) + number, total, f"mesh {subject}")
+        scan = _read_scan(workspace, scan_key, template)
+        mesh = head.mesh(subject, resolution=config.resolution)
+        measured = evaluate_training_head(mesh, scan, config, workspace.seed("evaluate", scan_key))
+        outputs[f"train_{number:03d}.png"] = to_png(training_sheet("nphm", measured, scan))
+        training.append({"key": scan_key, "picture": f"train_{number:03d}.png"} | method_entry(measured))
+    rng = np.random.default_rng(workspace.seed("evaluate", key))
+    methods = [fitter.name for fitter in fitters] if held_out else []
+    by_method = {name: [(entry["key"], entry["methods"][name]) for entry in held_out] for name in methods}
+    evaluation: dict[str, Any] = {
+        "model": key,
+        "protocol": _SINGLE_VIEW.format(points=config.points, noise=config.noise_mm),
+        "held_out": held_out,
+        "summary": {name: summarise(rows, ("face", "head"), rng) for name, rows in by_method.items()},
+        "training": training,
+        "training_summary": summarise([(entry["key"], entry) for entry in training], ("face", "head"), rng),
+    }
+    outputs["evaluation.json"] = json.dumps(evaluation, indent=1, sort_keys=True, allow_nan=False).encode()
+    outputs["table.md"] = markdown_table(evaluation).encode()
+    outputs["table.csv"] = csv_table(evaluation).encode()
+    return workspace.commit("evaluate", key, inputs=inputs, outputs=outputs, figures=_figures(evaluation))
+
+
+def _figures(evaluation: Mapping[str, Any]) -> dict[str, Any]:
+    """The few numbers that a verdict, a promotion and the report's first page need."""
+    figures: dict[str, Any] = {
+        "held_out_scans": len(evaluation["held_out"]),
+        "held_out_subjects": len({entry["subject"] for entry in evaluation["held_out"]}),
+        "training_heads": len(evaluation["training"]),
+    }
+    for method, summary in evaluation["summary"].items():
+        figures[f"{method}_failures"] = summary["failures"]
+        for region in ("face", "head"):
+            for name in ("point_to_triangle_mm", "chamfer_l1_mm", "normal_consistency", "f_score_1mm"):
+                if name in summary[region]:
+                    figures[f"{method}_{region}_{name}"] = summary[region][name]["mean"]
+    for region in ("face", "head"):
+        of_region = evaluation["training_summary"].get(region, {})
+        for short in ("median", "p95"):
+            if f"accuracy_{short}_mm" in of_region:
+                figures[f"train_{region}_{short}_mm"] = of_region[f"accuracy_{short}_mm"]["mean"]
+    return figures
+
+
+def _load_model(workspace: Workspace, name: str) -> HeadModel:
+    from model.head_model import HeadModel
+
+    manifest = workspace.accepted("train", name)
+    names = ("model.safetensors", "codes.safetensors", "config.json", "template.npz")
+    return HeadModel.from_files({file: workspace.read(manifest, file) for file in names}, where=f"models/{name}")
+
+
+def _registered(workspace: Workspace) -> list[str]:
+    """Keys of all scans that were cleaned and registered, sorted."""
+    accepted = []
+    for key in workspace.scans():
+        manifests = [workspace.manifest(step, key) for step in ("clean", "register")]
+        if all(manifest is not None and manifest.accepted for manifest in manifests):
+            accepted.append(key)
+    return accepted
+
+
+def _spread(keys: Sequence[str], most: int | None) -> list[str]:
+    """At most so many of the keys, evenly spread over them in their order."""
+    if most is None or len(keys) <= most:
+        return list(keys)
+    return [keys[i] for i in np.linspace(0, len(keys) - 1, most).round().astype(int)]
+
+
+def _read_registration(workspace: Workspace, key: str) -> tuple[Mesh, dict[str, Any]]:
+    manifest = workspace.accepted("register", key)
+    mesh = mesh_from_ply(workspace.read(manifest, "mesh.ply"), f"registrations/{key}/mesh.ply")
+    return mesh, json.loads(workspace.read(manifest, "frame.json"))
+
+
+def _read_scan(workspace: Workspace, key: str, template: Template) -> HeadScan:
+    from pipeline.evaluation import HeadScan, face_of
+
+    registration, frame = _read_registration(workspace, key)
+    clean = mesh_from_ply(workspace.read(workspace.accepted("clean", key), "mesh.ply"), f"clean/{key}/mesh.ply")
+    T_head_from_world = np.linalg.inv(np.array(frame["T_world_from_head"], np.float64))
+    face = face_of(registration, template.face_mask)
+    return HeadScan(key, clean.transformed(T_head_from_world), face, np.array(frame["throat_plane"], np.float64))
+
+
+def _train_baseline(workspace: Workspace, head: HeadModel, template: Template, config: EvaluateConfig) -> PcaHead:
+    """PCA of the same registrations that the model was trained on."""
+    from model.baselines import train_pca
+
+    canonical, offsets = [], []
+    trained = set(head.subjects)
+    vertices = {key: _read_registration(workspace, key)[0].vertices for key in _registered(workspace)}
+    for subject in head.subjects:
+        canonical_key = workspace.canonical_key(subject)
+        if canonical_key in vertices:
+            canonical.append(vertices[canonical_key])
+    for key, moved in vertices.items():
+        canonical_key = workspace.canonical_key(subject_of(key))
+        if subject_of(key) in trained and key != canonical_key and canonical_key in vertices:
+            offsets.append(moved - vertices[canonical_key])
+    return train_pca(canonical, offsets, template.mesh.faces, template.mirror, config.pca)

@@ -1,0 +1,40 @@
+"""Settings of the evaluation."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from model.fit_config import FitConfig, PcaConfig
+
+
+class EvaluateConfig(BaseModel):
+    """How held-out scans are fitted and all are measured."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    points: int = Field(default=2500, gt=0, description="points of the single-view cloud, drawn with replacement")
+    noise_mm: float = Field(default=0.0, ge=0, description="noise added to the cloud along the view rays, mm")
+    samples: int = Field(default=100_000, gt=0, description="samples on each surface (the paper: 250,000)")
+    render_scale: float = Field(
+        default=0.5, gt=0, le=1, description="resolution of the sampling renders over 960 x 1280 (the paper: 1)"
+    )
+    resolution: int = Field(default=192, gt=15, description="cells along the longest edge of a meshed head")
+    most_scans: int | None = Field(
+        default=None, gt=0, description="held-out scans that are fitted at most, spread over subjects; all by default"
+    )
+    fit: FitConfig = FitConfig()
+    pca: PcaConfig = PcaConfig()
+
+
+class EvaluateThresholds(BaseModel):
+    """Limits of a model's verdict."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    most_failures_share: float = Field(default=0.1, ge=0, le=1, description="share of held-out scans without a result")
+    worst_train_face_median_mm: float = Field(
+        default=3.0, gt=0, description="median distance of re-meshed training faces to their scans, mm"
+    )
+    worst_face_point_to_triangle_mm: float = Field(
+        default=6.0, gt=0, description="mean distance of fitted held-out faces to their scans, both ways, mm"
+    )

@@ -1,0 +1,202 @@
+"""Compare fitted and trained heads with the scans that they should look like.
+
+The protocol for a held-out scan: a camera before the face sees a few thousand points of the clean scan above the throat
+plane. Every method starts from the same cloud in the same head frame, the one that the scan's registration found (as in
+the paper), and may correct the pose by a small rigid motion. What ten cameras around the head see of the fitted surface
+is then compared with what they see of the clean scan, so that hidden insides count for nobody.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.spatial.transform import Rotation
+
+from model.metrics import SurfaceError, bootstrap_interval, compare_surfaces, near_region
+from model.observation import FittedHead, HeadFitter, Observation
+from pipeline.evaluate_config import EvaluateConfig
+from pipeline.keys import subject_of
+from registration.mesh import Mesh
+from registration.rendered_points import RenderedPoints, single_view_cloud, visible_samples
+
+REGIONS_COMPARED = ("face", "head")
+NOTHING_TO_COMPARE = "no surface of it can be seen there"
+
+
+@dataclass(frozen=True)
+class HeadScan:
+    """A clean scan and what its registration knows of it, in the head frame, mm.
+
+    Attributes:
+        key: SUBJECT/EXPRESSION.
+        clean: the cleaned scan.
+        face: the faces of the scan's registration that belong to the face region, alone.
+        throat_plane: (4,) what lies under it (n.x + d < 0) is not compared.
+    """
+
+    key: str
+    clean: Mesh
+    face: Mesh
+    throat_plane: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class MethodResult:
+    """What one method made of one scan.
+
+    Attributes:
+        fitted: the head, or None where the method gave none.
+        errors: by region; a region is missing where there was nothing to compare.
+        failure: why the method counts as failed here, else empty.
+    """
+
+    fitted: FittedHead | None
+    errors: Mapping[str, SurfaceError] = field(default_factory=dict)
+    failure: str = ""
+
+
+@dataclass(frozen=True)
+class ScanResult:
+    """All methods on one held-out scan.
+
+    Attributes:
+        scan: what was fitted to.
+        cloud: the points that every method was given.
+        methods: by name.
+    """
+
+    scan: HeadScan
+    cloud: RenderedPoints
+    methods: Mapping[str, MethodResult]
+
+
+def evaluate_scan(scan: HeadScan, fitters: Iterable[HeadFitter], config: EvaluateConfig, seed: int) -> ScanResult:
+    """Fit every method to one view of a held-out scan and measure what they give.
+
+    Args:
+        scan: of a subject that no method was trained on.
+        fitters: the methods.
+        config: number of points, noise, samples.
+        seed: of the view, the points, the fits and the samples; the same for every method.
+
+    Raises:
+        ScanRejected: the camera sees nothing of the scan.
+    """
+    rng = np.random.default_rng(seed)
+    cloud = single_view_cloud(
+        scan.clean, scan.throat_plane, config.points, rng, noise_mm=config.noise_mm, where=scan.key
+    )
+    truth = visible_samples(scan.clean, scan.throat_plane, config.samples, rng, config.render_scale)
+    observation = Observation(scan.key, cloud.points_mm, cloud.normals)
+    methods = {}
+    for fitter in fitters:
+        (fitted,) = fitter.fit([observation], seed)
+        methods[fitter.name] = measure(fitted, scan, truth, config, seed)
+    return ScanResult(scan, cloud, methods)
+
+
+def measure(
+    fitted: FittedHead, scan: HeadScan, truth: RenderedPoints, config: EvaluateConfig, seed: int
+) -> MethodResult:
+    """Compare a fitted head with a scan on each region.
+
+    Args:
+        fitted: in the scan's head frame.
+        truth: samples of the scan.
+        seed: of the fitted head's samples.
+    """
+    if not np.isfinite(fitted.mesh.vertices).all():
+        return MethodResult(None, failure="the fit diverged")
+    rng = np.random.default_rng(seed)
+    predicted = visible_samples(fitted.mesh, scan.throat_plane, config.samples, rng, config.render_scale)
+    errors = {}
+    for region in REGIONS_COMPARED:
+        ours, theirs = (in_region(samples, scan, region) for samples in (predicted, truth))
+        if len(ours.points_mm) and len(theirs.points_mm):
+            errors[region] = compare_surfaces(fitted.mesh, ours, scan.clean, theirs)
+    missing = [region for region in REGIONS_COMPARED if region not in errors]
+    return MethodResult(fitted, errors, f"{', '.join(missing)}: {NOTHING_TO_COMPARE}" if missing else "")
+
+
+def in_region(samples: RenderedPoints, scan: HeadScan, region: str) -> RenderedPoints:
+    """The samples on ``face``, or all of them for ``head``."""
+    return samples if region == "head" else samples.select(near_region(samples.points_mm, scan.face))
+
+
+def face_of(registration: Mesh, face_mask: NDArray[np.bool_]) -> Mesh:
+    """The face region of a registration (template topology), alone."""
+    return registration.select_vertices(face_mask)
+
+
+def evaluate_training_head(mesh: Mesh, scan: HeadScan, config: EvaluateConfig, seed: int) -> MethodResult:
+    """Compare a trained head, re-meshed from its code, with the scan that it was trained on."""
+    rng = np.random.default_rng(seed)
+    truth = visible_samples(scan.clean, scan.throat_plane, config.samples, rng, config.render_scale)
+    return measure(FittedHead(mesh, np.eye(4), np.zeros(0)), scan, truth, config, seed)
+
+
+def method_entry(result: MethodResult) -> dict[str, Any]:
+    """One method on one scan, as plain values."""
+    entry: dict[str, Any] = {"failure": result.failure or None}
+    if result.fitted is not None and len(result.fitted.residual_mm):
+        residual = result.fitted.residual_mm[np.isfinite(result.fitted.residual_mm)]
+        T = result.fitted.T_told_from_head
+        entry["residual_median_mm"] = float(np.median(residual)) if len(residual) else None
+        entry["rootless_share"] = 1 - len(residual) / len(result.fitted.residual_mm)
+        entry["pose_correction_deg"] = float(np.degrees(Rotation.from_matrix(T[:3, :3]).magnitude()))
+        entry["pose_correction_mm"] = float(np.linalg.norm(T[:3, 3]))
+    entry["regions"] = {region: error.as_figures() for region, error in result.errors.items()}
+    return entry
+
+
+def summarise(
+    results: Sequence[tuple[str, Mapping[str, Any]]], regions: Sequence[str], rng: np.random.Generator
+) -> dict[str, Any]:
+    """Means, medians and 95th percentiles of one method over scans, failures counted.
+
+    A failed scan has no distance. It counts as infinitely far in medians and percentiles (null where that is the
+    answer), as 0 in F-scores, and the means of all else, over the others, stand beside the number of failures.
+
+    Args:
+        results: key and ``method_entry`` of each scan.
+        regions: which are summarised.
+        rng: draws subjects for the 95 % intervals of the means.
+    """
+    summary: dict[str, Any] = {"scans": len(results)}
+    summary["failures"] = sum(entry["failure"] is not None for _, entry in results)
+    for region in regions:
+        rows = {key: entry["regions"].get(region) for key, entry in results}
+        names = sorted({name for row in rows.values() if row for name in row})
+        summary[region] = {name: _statistics(rows, name, rng) for name in names}
+    return summary
+
+
+def _statistics(
+    rows: Mapping[str, Mapping[str, float] | None], name: str, rng: np.random.Generator
+) -> dict[str, float | None]:
+    worst = 0.0 if name.startswith(("f_score", "normal")) else np.inf
+    known = {key: row[name] for key, row in rows.items() if row}
+    if worst == 0.0:
+        known |= {key: 0.0 for key, row in rows.items() if not row}
+    everyone = np.array([row[name] if row else worst for row in rows.values()])
+    by_subject: dict[str, list[float]] = {}
+    for key, value in known.items():
+        by_subject.setdefault(subject_of(key), []).append(value)
+    low, high = bootstrap_interval(by_subject, rng)
+    # the far side of the distribution is at the low end for scores
+    far = np.quantile(everyone, 0.05 if worst == 0.0 else 0.95, method="higher" if worst else "lower")
+    return {
+        "mean": float(np.mean(list(known.values()))),
+        "low": low,
+        "high": high,
+        "median": _finite(np.quantile(everyone, 0.5, method="higher")),
+        "worst_5_percent": _finite(far),
+    }
+
+
+def _finite(value: float | np.floating) -> float | None:
+    return float(value) if np.isfinite(value) else None

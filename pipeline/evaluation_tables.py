@@ -1,0 +1,74 @@
+"""The evaluation as tables for people: Markdown and CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping
+from typing import Any
+
+_COLUMNS = (
+    ("chamfer_l1_mm", "chamfer L1 mm", 3),
+    ("chamfer_l2_mm2", "chamfer L2 mm²", 3),
+    ("point_to_triangle_mm", "point to triangle mm", 3),
+    ("normal_consistency", "normals", 4),
+    ("f_score_1mm", "F@1", 3),
+    ("f_score_5mm", "F@5", 3),
+    ("f_score_10mm", "F@10", 3),
+    ("f_score_20mm", "F@20", 3),
+)
+
+
+def markdown_table(evaluation: Mapping[str, Any]) -> str:
+    """Means over the held-out scans by region and method, with the interval of the point-to-triangle distance."""
+    lines = [f"# Evaluation of {evaluation['model']}", "", evaluation["protocol"], ""]
+    if not evaluation["held_out"]:
+        lines += ["No subject is held out: there is nothing to fit to.", ""]
+    else:
+        head = ["region", "method", "scans", "failures", *(title for _, title, _ in _COLUMNS), "95 % interval mm"]
+        lines += ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
+        lines += ["| " + " | ".join(row) + " |" for row in _rows(evaluation["summary"])]
+        lines.append("")
+    training = evaluation["training_summary"].get("face", {})
+    if training:
+        title = "| re-meshed training faces to their scans | mean of medians mm | mean of 95th percentiles mm |"
+        figures = (training["accuracy_median_mm"]["mean"], training["accuracy_p95_mm"]["mean"])
+        count = evaluation["training_summary"]["scans"]
+        lines += [title, "| --- | --- | --- |", f"| {count} subjects | {figures[0]:.3f} | {figures[1]:.3f} |", ""]
+    return "\n".join(lines)
+
+
+def _rows(summary: Mapping[str, Any]) -> list[list[str]]:
+    rows = []
+    for region in ("face", "head"):
+        for method, of_method in summary.items():
+            figures = of_method.get(region, {})
+            row = [region, method, str(of_method["scans"]), str(of_method["failures"])]
+            row += [f"{figures[name]['mean']:.{digits}f}" if name in figures else "-" for name, _, digits in _COLUMNS]
+            distance = figures.get("point_to_triangle_mm")
+            row.append(f"{distance['low']:.3f} to {distance['high']:.3f}" if distance else "-")
+            rows.append(row)
+    return rows
+
+
+def csv_table(evaluation: Mapping[str, Any]) -> str:
+    """Every held-out scan, method and region as a line; empty cells where a method failed."""
+    out = io.StringIO()
+    names = sorted(
+        {
+            name
+            for scan in evaluation["held_out"]
+            for method in scan["methods"].values()
+            for figures in method["regions"].values()
+            for name in figures
+        }
+    )
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(["key", "method", "region", "failure", *names])
+    for scan in evaluation["held_out"]:
+        for method, entry in scan["methods"].items():
+            for region in ("face", "head"):
+                figures = entry["regions"].get(region, {})
+                cells = [f"{figures[name]:.6g}" if name in figures else "" for name in names]
+                writer.writerow([scan["key"], method, region, entry["failure"] or "", *cells])
+    return out.getvalue()

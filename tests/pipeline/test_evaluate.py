@@ -1,0 +1,273 @@
+"""The evaluation on ellipsoid people: known errors come out, failures are counted, the workspace gets its tables."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import open3d as o3d
+import pytest
+import torch
+from pydantic import BaseModel, ConfigDict
+
+from model import HeadModel
+from model.config import DeformationConfig, FieldConfig, IdentityConfig
+from model.deformation_field import DeformationField
+from model.fit_config import FitConfig, PcaConfig
+from model.identity_field import IdentityField
+from model.observation import FittedHead, Observation
+from model.units import to_units
+from pipeline.config import PipelineConfig, SplitShares
+from pipeline.evaluate import STEP_VERSION, judge_evaluate, run_evaluate
+from pipeline.evaluate_config import EvaluateConfig, EvaluateThresholds
+from pipeline.evaluation import HeadScan, evaluate_scan, evaluate_training_head, face_of, method_entry, summarise
+from pipeline.evaluation_pictures import scan_sheet, training_sheet
+from pipeline.stepspec import Need, StepSpec
+from pipeline.workspace import Workspace
+from registration.mesh import Mesh, mesh_to_ply
+from registration.template import REGIONS, Template
+from storage.store import LocalStore
+
+PLANE = np.array([0.0, 1.0, 0.0, 70.0])
+RADII_MM = {"001": (60.0, 80.0, 75.0), "002": (75.0, 90.0, 70.0), "003": (68.0, 85.0, 72.0)}
+SMALL = EvaluateConfig(
+    points=400,
+    samples=3000,
+    render_scale=0.1,
+    resolution=24,
+    fit=FitConfig(points=200, iterations=3, threads=1),
+    pca=PcaConfig(iterations=8),
+)
+
+
+@cache
+def _ball() -> Mesh:
+    ball = o3d.geometry.TriangleMesh.create_sphere(1.0, 24)
+    return Mesh.of(np.asarray(ball.vertices), np.asarray(ball.triangles))
+
+
+def _head(subject: str, grown_mm: float = 0.0, smile: bool = False) -> Mesh:
+    vertices = _ball().vertices * (np.array(RADII_MM[subject]) + grown_mm)
+    return _ball().with_vertices(vertices + [0, -4.0, 0] * (vertices[:, 1:2] < 0) if smile else vertices)
+
+
+@cache
+def _template() -> Template:
+    mesh = _ball().with_vertices(_ball().vertices * 75)
+    x, y, z = _ball().vertices.T
+    n = len(x)
+    regions = np.where(z > 0.5, REGIONS.index("face"), REGIONS.index("scalp")).astype(np.uint8)
+    mirrored = mesh.vertices * [-1, 1, 1]
+    mirror = np.linalg.norm(mesh.vertices[None] - mirrored[:, None], axis=2).argmin(1).astype(np.int32)
+    ends = [x.argmin(), x.argmax(), z.argmax(), y.argmax()]
+    none = np.zeros((0, n, 3), np.float32)
+    return Template(
+        "ball", mesh, np.full(68, z.argmax(), np.int32), np.array(ends, np.int32), 1, regions, z > 0.5, mirror,
+        np.arange(3, dtype=np.int32), none, none,
+    )  # fmt: skip
+
+
+def _scan(subject: str = "001") -> HeadScan:
+    mesh = _head(subject)
+    return HeadScan(f"{subject}/neutral", mesh, face_of(mesh, _template().face_mask), PLANE)
+
+
+@dataclass
+class _Grown:
+    """A method that gives the true head, grown by some millimetres."""
+
+    name: str
+    grown_mm: float
+
+    def fit(self, observations: Sequence[Observation], seed: int) -> tuple[FittedHead, ...]:
+        assert all(len(observation.points_mm) == SMALL.points for observation in observations)
+        return tuple(FittedHead(_head("001", self.grown_mm), np.eye(4), np.full(5, 0.3)) for _ in observations)
+
+
+class _Nothing:
+    """A method that finds no surface."""
+
+    name = "nothing"
+
+    def fit(self, observations: Sequence[Observation], seed: int) -> tuple[FittedHead, ...]:
+        nothing = Mesh.of(np.zeros((0, 3)), np.zeros((0, 3)))
+        return tuple(FittedHead(nothing, np.eye(4), np.full(3, np.nan)) for _ in observations)
+
+
+class _Diverged:
+    """A method whose codes are not finite."""
+
+    name = "diverged"
+
+    def fit(self, observations: Sequence[Observation], seed: int) -> tuple[FittedHead, ...]:
+        head = _head("001")
+        return (FittedHead(head.with_vertices(head.vertices * np.nan), np.eye(4), np.full(3, np.nan)),)
+
+
+def test_known_errors_come_out() -> None:
+    result = evaluate_scan(_scan(), [_Grown("same", 0.0), _Grown("grown", 3.0)], SMALL, seed=1)
+    same, grown = result.methods["same"], result.methods["grown"]
+    assert same.errors["head"].point_to_triangle_mm == pytest.approx(0, abs=1e-3)
+    for region in ("face", "head"):
+        assert grown.errors[region].point_to_triangle_mm == pytest.approx(3.0, abs=0.2)
+        assert grown.errors[region].f_score[10.0] > 0.99
+    assert same.failure == grown.failure == ""
+    picture = scan_sheet(result, 64)
+    assert picture.shape == (2 * (64 + 18), 6 * 64, 3)
+    assert picture[:64].std(axis=(0, 1)).min() > 10
+
+
+def test_the_same_seed_gives_the_same_view_to_every_method() -> None:
+    first = evaluate_scan(_scan(), [_Grown("grown", 3.0)], SMALL, seed=1)
+    second = evaluate_scan(_scan(), [_Grown("grown", 3.0)], SMALL, seed=1)
+    np.testing.assert_array_equal(first.cloud.points_mm, second.cloud.points_mm)
+    assert method_entry(first.methods["grown"]) == method_entry(second.methods["grown"])
+
+
+def test_failures_are_counted_and_never_dropped() -> None:
+    rows = []
+    for number, fitter in enumerate((_Grown("m", 1.0), _Grown("m", 2.0), _Grown("m", 3.0), _Nothing(), _Diverged())):
+        result = evaluate_scan(_scan(), [fitter], SMALL, seed=number)
+        rows.append((f"00{number}/neutral", method_entry(result.methods[fitter.name])))
+        assert scan_sheet(result, 32).shape[1] == 4 * 32
+    assert [entry["failure"] is None for _, entry in rows] == [True, True, True, False, False]
+    summary = summarise(rows, ("face", "head"), np.random.default_rng(0))
+    assert (summary["scans"], summary["failures"]) == (5, 2)
+    distance, score = summary["face"]["point_to_triangle_mm"], summary["face"]["f_score_20mm"]
+    assert distance["mean"] == pytest.approx(2.0, abs=0.1)
+    assert distance["median"] == pytest.approx(3.0, abs=0.1)  # the third of five, two of them infinitely far
+    assert distance["worst_5_percent"] is None
+    assert score["mean"] == pytest.approx(0.6)
+    json.dumps(summary, allow_nan=False)
+
+
+def test_nothing_but_failures_is_no_crash() -> None:
+    entry = method_entry(evaluate_scan(_scan(), [_Nothing()], SMALL, seed=0).methods["nothing"])
+    assert summarise([("a/b", entry)], ("face",), np.random.default_rng(0))["face"] == {}
+
+
+def test_training_heads_against_their_scans() -> None:
+    measured = evaluate_training_head(_head("001", 1.0), _scan(), SMALL, 0)
+    assert measured.errors["face"].accuracy_median_mm == pytest.approx(1.0, abs=0.1)
+    assert training_sheet("nphm", measured, _scan(), 32).shape == (2 * (32 + 18), 3 * 32, 3)
+
+
+def test_limits_judge() -> None:
+    limits = EvaluateThresholds(worst_face_point_to_triangle_mm=2.0)
+    assert judge_evaluate({"held_out_scans": 0, "train_face_median_mm": 0.5}, limits) == []
+    assert (
+        judge_evaluate({"held_out_scans": 4, "nphm_failures": 0, "nphm_face_point_to_triangle_mm": 1.5}, limits) == []
+    )
+    reasons = judge_evaluate(
+        {"held_out_scans": 4, "nphm_failures": 2, "nphm_face_point_to_triangle_mm": 2.5, "train_face_median_mm": 4.0},
+        limits,
+    )
+    assert len(reasons) == 3
+
+
+class _Thresholds(BaseModel):
+    model_config = ConfigDict(frozen=True)
+    evaluate: EvaluateThresholds = EvaluateThresholds(
+        most_failures_share=1, worst_face_point_to_triangle_mm=1e3, worst_train_face_median_mm=1e3
+    )
+
+
+class _Config(PipelineConfig):
+    evaluate: EvaluateConfig = SMALL
+    thresholds: _Thresholds = _Thresholds()  # type: ignore[assignment]
+
+
+def _model(subjects: tuple[str, ...]) -> HeadModel:
+    """Fields whose background network was set to the distance from a sphere of 75 mm: a round mean head."""
+    generator = torch.Generator().manual_seed(0)
+    anchors = torch.tensor(to_units(_template().mesh.vertices[_template().anchors]))
+    config = FieldConfig(
+        identity=IdentityConfig(global_dim=4, local_dim=2, hidden=(8, 8), anchor_hidden=(8,)),
+        deformation=DeformationConfig(expression_dim=3, compressed_dim=4, hidden=(8, 8), skip_layer=None),
+    )
+    identity = IdentityField(config.identity, anchors, 1, generator)
+    deformation = DeformationField(config.deformation, identity.layout.size, len(anchors), generator)
+    points = to_units(torch.rand(600, 3, generator=generator) * 240 - 120)
+    wanted = points.norm(dim=1) - to_units(75.0)
+    codes = torch.randn(len(subjects), identity.layout.size, generator=generator) * 0.1
+    optimiser = torch.optim.Adam(identity.parameters(), 1e-2)
+    for _ in range(150):
+        optimiser.zero_grad()
+        (identity.sdf(identity.prepare(codes[:1]), points) - wanted).abs().mean().backward()
+        optimiser.step()
+    for field in (identity, deformation):
+        field.requires_grad_(False)
+    scans = tuple(f"{subject}/smile" for subject in subjects)
+    expressions = np.random.default_rng(0).normal(size=(len(scans), 3)).astype(np.float32) * 0.1
+    box = np.array([[-100.0, -100, -100], [100, 100, 100]])
+    return HeadModel(
+        identity, deformation, config, subjects, scans, codes.numpy(), expressions, _template(), box, PLANE
+    )
+
+
+def _workspace(root: Path, held_out: tuple[str, ...]) -> Workspace:
+    def unused(workspace: Workspace, key: str) -> Any:
+        raise AssertionError
+
+    def spec(name: str, folder: str, scope: Any = "scan") -> StepSpec:
+        return StepSpec(name, folder, 1, unused, lambda figures, thresholds: [], scope=scope)
+
+    needs = (Need("train", "model"), Need("clean", "all"), Need("register", "all"))
+    evaluate = StepSpec(
+        "evaluate", "evaluations", STEP_VERSION, run_evaluate, judge_evaluate, scope="model", needs=needs
+    )
+    steps = [spec("ingest", "ingest"), spec("clean", "clean"), spec("register", "registrations")]
+    steps += [spec("train", "models", "model"), evaluate]
+    store = LocalStore(root)
+    store.put("template.npz", _template().to_bytes())
+    config = _Config(splits=SplitShares(held_out_ids=held_out)) if held_out else _Config()
+    workspace = Workspace(store, config, {one.name: one for one in steps})
+    T_world_from_head = np.eye(4)
+    T_world_from_head[:3] = [[0, 0, 1, 30], [1, 0, 0, -500], [0, 1, 0, 7]]
+    for subject in RADII_MM:
+        for expression in ("neutral", "smile"):
+            key = f"{subject}/{expression}"
+            head = _head(subject, smile=expression == "smile")
+            told = {"canonical_expression": "neutral", "content_digest": "0"}
+            workspace.commit("ingest", key, inputs={}, outputs={"taken.json": b"{}"}, extra=told)
+            clean = mesh_to_ply(head.transformed(T_world_from_head))
+            workspace.commit("clean", key, inputs={}, outputs={"mesh.ply": clean})
+            frame = {"T_world_from_head": T_world_from_head.tolist(), "throat_plane": PLANE.tolist()}
+            outputs = {"mesh.ply": mesh_to_ply(head), "frame.json": json.dumps(frame).encode()}
+            workspace.commit("register", key, inputs={}, outputs=outputs)
+    trained = tuple(subject for subject in RADII_MM if subject not in held_out)
+    workspace.commit("train", "first", inputs={}, outputs=dict(_model(trained).to_files()))
+    return workspace
+
+
+def test_a_workspace_gets_tables_figures_and_pictures(tmp_path: Path) -> None:
+    workspace = _workspace(tmp_path, held_out=("003",))
+    manifest = run_evaluate(workspace, "first")
+    assert manifest.accepted
+    figures = manifest.figures
+    assert (figures["held_out_scans"], figures["held_out_subjects"], figures["training_heads"]) == (2, 1, 2)
+    assert figures["pca_failures"] == 0
+    assert figures["pca_face_point_to_triangle_mm"] < 5
+    assert figures["nphm_failures"] in (0, 1, 2)
+    assert {"evaluation.json", "table.md", "table.csv", "scan_000.png", "train_001.png"} <= set(manifest.outputs)
+    evaluation = json.loads(workspace.read(manifest, "evaluation.json"))
+    assert [entry["key"] for entry in evaluation["held_out"]] == ["003/neutral", "003/smile"]
+    assert set(evaluation["held_out"][0]["methods"]) == {"nphm", "pca"}
+    lines = workspace.read(manifest, "table.csv").decode().splitlines()
+    assert len(lines) == 1 + 2 * 2 * 2
+    assert "| face | pca | 2 | 0 |" in workspace.read(manifest, "table.md").decode()
+    again = run_evaluate(workspace, "first")
+    assert {n: o.sha256 for n, o in again.outputs.items()} == {n: o.sha256 for n, o in manifest.outputs.items()}
+
+
+def test_without_held_out_subjects_the_figures_say_so(tmp_path: Path) -> None:
+    manifest = run_evaluate(_workspace(tmp_path, held_out=()), "first")
+    assert manifest.accepted
+    assert manifest.figures["held_out_scans"] == manifest.figures["held_out_subjects"] == 0
+    assert manifest.figures["training_heads"] == 3
+    assert manifest.figures["train_face_median_mm"] > 0
