@@ -1,320 +1,176 @@
-"""The report: one HTML page about a workspace and its model that opens from disk, with no network."""
+"""The report step: gather what the steps left behind, and publish it as one page."""
 
 from __future__ import annotations
 
-import base64
-import io
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cache
+import json
+from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
-import jinja2
-import numpy as np
-from PIL import Image
-
-from pipeline.report_charts import loss_charts
-from storage.errors import StorageConflict, one_line
-
-MAX_PICTURE_PIXELS = 64_000_000
-
-
-@dataclass(frozen=True)
-class StepCount:
-    """How a step ended over all scans."""
-
-    step: str
-    accepted: int
-    rejected: int
-
-    @property
-    def total(self) -> int:
-        """Scans that the step has judged."""
-        return self.accepted + self.rejected
-
-
-@dataclass(frozen=True)
-class Rejection:
-    """One rejected scan."""
-
-    key: str
-    step: str
-    reason: str
-
-
-@dataclass(frozen=True)
-class ScanFigures:
-    """What a step said of one scan; figures that are no numbers are not shown."""
-
-    step: str
-    key: str
-    verdict: str
-    figures: Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Evaluated:
-    """Errors of one method in one region, over all held-out scans or of one.
-
-    Attributes:
-        method: such as ``ours`` or ``PCA``.
-        region: ``face`` or ``head``.
-        figures: by name as in ``model.metrics.SurfaceError.as_figures``.
-        key: of the scan; empty for the mean over all.
-    """
-
-    method: str
-    region: str
-    figures: Mapping[str, float]
-    key: str = ""
-
-
-@dataclass(frozen=True)
-class Pictured:
-    """One picture of a subject.
-
-    Attributes:
-        title: which stage it shows.
-        caption: what the columns and colours mean.
-        png: its bytes.
-    """
-
-    title: str
-    caption: str
-    png: bytes
-
-
-@dataclass(frozen=True)
-class Subject:
-    """A subject with its pictures, from the capture to the model."""
-
-    name: str
-    split: str
-    pictures: Sequence[Pictured]
-
-
-@dataclass(frozen=True)
-class ReportInputs:
-    """All that the report shows; nothing else is looked up.
-
-    Attributes:
-        model_name: heading.
-        facts: tables of facts by their title.
-        steps: counts a step, in the steps' order.
-        rejected: rejected scans with their reasons.
-        scans: figures a step and scan.
-        curve: lines of the training curve: ``stage``, ``step`` and losses.
-        evaluation: means over the held-out scans, then single scans.
-        evaluation_note: how it was measured.
-        subjects: whose heads are shown.
-        subjects_left_out: how many are not.
-        footer: provenance, one line.
-    """
-
-    model_name: str
-    facts: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
-    steps: Sequence[StepCount] = ()
-    rejected: Sequence[Rejection] = ()
-    scans: Sequence[ScanFigures] = ()
-    curve: Sequence[Mapping[str, Any]] = ()
-    evaluation: Sequence[Evaluated] = ()
-    evaluation_note: str = ""
-    subjects: Sequence[Subject] = ()
-    subjects_left_out: int = 0
-    footer: str = ""
-
-
-@dataclass(frozen=True)
-class _Metric:
-    name: str
-    label: str
-    hint: str
-    digits: int
-    less_is_better: bool = True
-
-
-_METRICS = (
-    _Metric("chamfer_l1_mm", "Chamfer L1 (mm)", "half the sum of mean nearest-point distances, both ways", 3),
-    _Metric("point_to_triangle_mm", "Point to triangle (mm)", "as Chamfer L1, but to the surface itself", 3),
-    _Metric("accuracy_median_mm", "Accuracy, median (mm)", "fitted surface to scan", 3),
-    _Metric("accuracy_p95_mm", "Accuracy, 95 % (mm)", "fitted surface to scan", 3),
-    _Metric("completeness_median_mm", "Completeness, median (mm)", "scan to fitted surface", 3),
-    _Metric("chamfer_l2_mm2", "Chamfer L2 (mm²)", "half the sum of mean squared distances", 2),
-    _Metric("normal_consistency", "Normals", "mean absolute cosine of nearest normals", 4, False),
-    _Metric("f_score_1mm", "F at 1 mm", "harmonic mean of precision and recall", 3, False),
-    _Metric("f_score_5mm", "F at 5 mm", "harmonic mean of precision and recall", 3, False),
+from pipeline.keys import subject_of
+from pipeline.rejected import list_rejected
+from pipeline.report_page import (
+    Evaluated,
+    Pictured,
+    Rejection,
+    ReportInputs,
+    ScanFigures,
+    StepCount,
+    Subject,
+    build_report,
 )
+from pipeline.snapshot import Snapshot, take_snapshot
+from pipeline.workspace import Workspace
+from storage.manifest import Manifest
+
+STEP_VERSION = 1
+
+MOST_SUBJECTS = 24
+"""Subjects that are pictured; a page with all of a large data set could not be opened."""
+
+_METHOD_NAMES = {"nphm": "ours", "pca": "PCA"}
+_OVERLAY = "the template in the scan; error from blue to red, grey where nothing was seen"
+_STAGES = (
+    ("clean", "sheet.png", "Captured and cleaned", "what the views saw, and the fused mesh"),
+    ("register", "overlay.png", "Registered", _OVERLAY),
+    ("sample", "distances.png", "Sampled", "signed distances from blue (inside) to red, and regions"),
+)
+_FIT = "points of one view, the scan, and each method's head with its error"
+_TRAINED = "the scan, the head from its code, and its error"
 
 
-def build_report(inputs: ReportInputs) -> bytes:
-    """Build the page. Same inputs, same bytes.
+def judge_report(figures: Mapping[str, Any], thresholds: object) -> list[str]:
+    """A report speaks against nothing."""
+    return []
+
+
+def run_report(workspace: Workspace, key: str) -> Manifest:
+    """Build the report on a model and publish it as ``index.html``.
 
     Raises:
-        StorageConflict: a picture can't be read.
+        StorageConflict: an input is damaged.
     """
-    overall = [row for row in inputs.evaluation if not row.key]
-    page = _template().render(
-        inputs=inputs,
-        lead=_lead(inputs),
-        tiles=_tiles(inputs, overall),
-        evaluation={region: _evaluation_table(overall, region) for region in _in_order(r.region for r in overall)},
-        scan_evaluation=_scan_table([row for row in inputs.evaluation if row.key]),
-        curves=loss_charts(inputs.curve),
-        subjects=[_shown(subject) for subject in inputs.subjects],
-        quality={step: _quality(inputs.scans, step) for step in _in_order(scan.step for scan in inputs.scans)},
-    )
-    return page.encode()
+    inputs = workspace.inputs("report", key)
+    told = collect_report(workspace, key)
+    page = build_report(told)
+    figures = {"page_bytes": len(page), "subjects_pictured": len(told.subjects)}
+    return workspace.commit("report", key, inputs=inputs, outputs={"index.html": page}, figures=figures)
 
 
-@cache
-def _template() -> jinja2.Template:
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("pipeline", "templates"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("report.html.j2")
+def collect_report(workspace: Workspace, model_name: str) -> ReportInputs:
+    """Read manifests, pictures, curve and evaluation; what was not computed is left out of the page.
 
-
-def _lead(inputs: ReportInputs) -> str:
-    taken = next((count for count in inputs.steps if count.total), None)
-    if taken is None:
-        return "No scans."
-    last = inputs.steps[-1]
-    return f"{taken.total} scans taken in, {last.accepted} of them sampled and trained on or held out for evaluation."
-
-
-def _tiles(inputs: ReportInputs, overall: Sequence[Evaluated]) -> list[dict[str, str]]:
-    subjects = {scan.key.partition("/")[0] for scan in inputs.scans}
-    tiles = [{"value": str(len(subjects)), "label": "subjects"}] if subjects else []
-    if inputs.steps:
-        tiles.append({"value": str(inputs.steps[0].total), "label": "scans taken in"})
-        tiles.append({"value": str(len({r.key for r in inputs.rejected})), "label": "scans rejected"})
-    methods = _in_order(row.method for row in overall)
-    for name, label in (
-        ("chamfer_l1_mm", "held-out face, Chamfer L1"),
-        ("point_to_triangle_mm", "held-out face, to surface"),
-    ):
-        values = {row.method: row.figures[name] for row in overall if row.region == "face" and name in row.figures}
-        if values:
-            first = next(method for method in methods if method in values)
-            others = ", ".join(
-                f"{method} {values[method]:.2f}" for method in methods if method in values and method != first
-            )
-            tiles.append({"value": f"{values[first]:.2f}", "unit": "mm", "label": label, "aside": others})
-    return [{"unit": "", "aside": ""} | tile for tile in tiles]
-
-
-def _evaluation_table(rows: Sequence[Evaluated], region: str) -> dict[str, Any]:
-    rows = [row for row in rows if row.region == region]
-    metrics = _metrics(rows)
-    best = {
-        m.name: (min if m.less_is_better else max)(row.figures[m.name] for row in rows if m.name in row.figures)
-        for m in metrics
-    }
-    contested = len(rows) > 1
-    return {
-        "metrics": metrics,
-        "rows": [
-            {
-                "method": row.method,
-                "cells": [
-                    _cell(row, m) | {"best": contested and row.figures.get(m.name) == best[m.name]} for m in metrics
-                ],
-            }
-            for row in rows
+    Raises:
+        StorageConflict: an input is damaged.
+    """
+    book = take_snapshot(workspace)
+    trained, evaluated = (book.manifest(step, model_name) for step in ("train", "evaluate"))
+    evaluation = _json(workspace, evaluated, "evaluation.json") if evaluated else {}
+    scan_steps = [name for name, spec in book.steps.items() if spec.scope == "scan"]
+    subjects = sorted({subject_of(key) for key in book.scans()})
+    return ReportInputs(
+        model_name=model_name,
+        facts=_facts(workspace, book, trained, subjects),
+        steps=[_count(book, step) for step in scan_steps],
+        rejected=[Rejection(r["key"], r["step"], r["reason"]) for r in list_rejected(book)],
+        scans=[
+            ScanFigures(step, key, manifest.verdict, manifest.figures)
+            for step in scan_steps
+            for key in book.scans()
+            if (manifest := book.manifest(step, key)) is not None
         ],
+        curve=_curve(workspace, trained),
+        evaluation=_evaluated(evaluation),
+        evaluation_note=evaluation.get("protocol", ""),
+        subjects=_subjects(workspace, book, subjects, evaluated, evaluation),
+        subjects_left_out=max(0, len(subjects) - MOST_SUBJECTS),
+        footer=_footer(workspace, trained),
+    )
+
+
+def _count(book: Snapshot, step: str) -> StepCount:
+    verdicts = Counter(manifest.verdict for key in book.scans() if (manifest := book.manifest(step, key)) is not None)
+    return StepCount(step, verdicts["accepted"], verdicts["rejected"])
+
+
+def _facts(
+    workspace: Workspace, book: Snapshot, trained: Manifest | None, subjects: list[str]
+) -> dict[str, dict[str, str]]:
+    template = workspace.template()
+    held_out = [subject for subject in subjects if book.split(subject) == "held_out"]
+    data = {
+        "Template": f"{template.name}, {len(template.mesh.vertices):,} vertices",
+        "Subjects": str(len(subjects)),
+        "Scans": str(len(book.scans())),
+        "Held-out subjects": ", ".join(held_out) or "none",
     }
-
-
-def _scan_table(rows: Sequence[Evaluated]) -> dict[str, Any]:
-    metrics = _metrics(rows)
-    cells = [
-        {"key": r.key, "method": r.method, "region": r.region, "cells": [_cell(r, m) for m in metrics]} for r in rows
-    ]
-    return {"metrics": metrics, "rows": cells}
-
-
-def _metrics(rows: Sequence[Evaluated]) -> list[_Metric]:
-    return [m for m in _METRICS if any(m.name in row.figures for row in rows)]
-
-
-def _cell(row: Evaluated, metric: _Metric) -> dict[str, Any]:
-    value = row.figures.get(metric.name)
-    return {"text": "–" if value is None else f"{value:.{metric.digits}f}"}
-
-
-def _quality(scans: Sequence[ScanFigures], step: str) -> dict[str, Any]:
-    rows = [scan for scan in scans if scan.step == step]
-    numbers = [{name: float(v) for name, v in scan.figures.items() if _is_number(v)} for scan in rows]
-    names = _in_order(name for figures in numbers for name in figures)
-    summary = []
-    for name in names:
-        values = [figures[name] for figures in numbers if name in figures]
-        least, median, most = (number_text(v) for v in (min(values), float(np.median(values)), max(values)))
-        summary.append({"label": _label(name), "count": len(values), "least": least, "median": median, "most": most})
-    return {
-        "summary": summary,
-        "labels": [_label(name) for name in names],
-        "rows": [
-            {
-                "key": scan.key,
-                "verdict": scan.verdict,
-                "cells": [number_text(figures[name]) if name in figures else "–" for name in names],
-            }
-            for scan, figures in zip(rows, numbers, strict=True)
-        ],
+    model = {
+        "Preset": workspace.config.preset,
+        "Anchors": f"{len(template.anchors)}, of them {template.anchor_pairs} mirrored pairs",
+        "Seed": str(workspace.config.seed),
     }
+    for name, value in (trained.figures if trained else {}).items():
+        if isinstance(value, (int, float)):
+            model["Training " + name.replace("_", " ")] = f"{value:g}"
+    return {"Model": model, "Data": data}
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+def _curve(workspace: Workspace, trained: Manifest | None) -> list[dict[str, Any]]:
+    if trained is None or "curve.jsonl" not in trained.outputs:
+        return []
+    return [json.loads(line) for line in workspace.read(trained, "curve.jsonl").splitlines()]
 
 
-_UNITS = {"mm": "mm", "mm2": "mm²", "deg": "°", "bytes": "bytes", "share": "share", "count": "count", "units": "units"}
+def _json(workspace: Workspace, manifest: Manifest, name: str) -> dict[str, Any]:
+    decoded: dict[str, Any] = json.loads(workspace.read(manifest, name)) if name in manifest.outputs else {}
+    return decoded
 
 
-def _label(name: str) -> str:
-    """``face_median_mm`` as people read it."""
-    *words, last = name.split("_")
-    if words and last in _UNITS:
-        return f"{' '.join(words)} ({_UNITS[last]})"
-    return " ".join([*words, last])
+def _evaluated(evaluation: Mapping[str, Any]) -> list[Evaluated]:
+    rows = []
+    for method, summary in evaluation.get("summary", {}).items():
+        for region in ("face", "head"):
+            means = {name: of["mean"] for name, of in summary.get(region, {}).items()}
+            if means:
+                rows.append(Evaluated(_METHOD_NAMES.get(method, method), region, means))
+    for scan in evaluation.get("held_out", []):
+        for method, entry in scan["methods"].items():
+            for region, figures in entry["regions"].items():
+                rows.append(Evaluated(_METHOD_NAMES.get(method, method), region, figures, scan["key"]))
+    return rows
 
 
-def number_text(value: float) -> str:
-    """A number with as many digits as a reader can use."""
-    if not np.isfinite(value):
-        return "–"
-    if value == int(value) and abs(value) < 1e15:
-        return f"{int(value):,}".replace(",", "\u202f")
-    size = abs(value)
-    return f"{value:.0f}" if size >= 1000 else f"{value:.1f}" if size >= 100 else f"{value:.3g}"
+def _subjects(
+    workspace: Workspace,
+    book: Snapshot,
+    subjects: list[str],
+    evaluated: Manifest | None,
+    evaluation: Mapping[str, Any],
+) -> list[Subject]:
+    """Held-out subjects first, then those that were trained on, each with its canonical scan's pictures."""
+    order = sorted(subjects, key=lambda subject: (book.split(subject) != "held_out", subject))
+    shown = []
+    for subject in order[:MOST_SUBJECTS]:
+        pictures = []
+        canonical = workspace.canonical_key(subject)
+        for step, name, title, caption in _STAGES:
+            manifest = book.manifest(step, canonical) if canonical else None
+            if manifest is not None and name in manifest.outputs:
+                pictures.append(Pictured(title, f"{canonical}: {caption}", workspace.read(manifest, name)))
+        for part, title, caption in (("training", "Reconstructed", _TRAINED), ("held_out", "Fitted", _FIT)):
+            for entry in evaluation.get(part, []):
+                if evaluated is not None and subject_of(entry["key"]) == subject:
+                    png = workspace.read(evaluated, entry["picture"])
+                    pictures.append(Pictured(title, f"{entry['key']}: {caption}", png))
+        if pictures:
+            split = "held out" if book.split(subject) == "held_out" else "trained on"
+            shown.append(Subject(subject, split, pictures))
+    return shown
 
 
-def _shown(subject: Subject) -> dict[str, Any]:
-    pictures = [
-        {"title": p.title, "caption": p.caption, "source": _data_uri(p.png, f"{subject.name}, {p.title}")}
-        for p in subject.pictures
-    ]
-    return {"name": subject.name, "split": subject.split, "pictures": pictures}
-
-
-def _data_uri(png: bytes, where: str) -> str:
-    """A picture as a data URI, as JPEG for a page of bearable size."""
-    try:
-        with Image.open(io.BytesIO(png), formats=("PNG",)) as picture:
-            if picture.width * picture.height > MAX_PICTURE_PIXELS:
-                why = f"{picture.width} x {picture.height} pixels"
-                raise StorageConflict(one_line("picture is too large", where, why, "run the step again"))
-            out = io.BytesIO()
-            picture.convert("RGB").save(out, "JPEG", quality=88)
-    except (OSError, SyntaxError, ValueError) as error:
-        raise StorageConflict(one_line("picture can't be read", where, str(error), "run its step again")) from error
-    return "data:image/jpeg;base64," + base64.b64encode(out.getvalue()).decode("ascii")
-
-
-def _in_order(names: Iterable[str]) -> list[str]:
-    return list(dict.fromkeys(names))
+def _footer(workspace: Workspace, trained: Manifest | None) -> str:
+    parts = [f"template {workspace.template_digest()[:12]}"]
+    if trained is not None:
+        parts.append(f"training config {trained.config_digest[:12]}")
+        parts.append(f"model {trained.outputs_digest()[:12]}")
+    return " · ".join(parts)

@@ -1,10 +1,15 @@
+import json
 import re
 from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from pipeline.report import (
+from pipeline.config import PipelineConfig, SplitShares
+from pipeline.report import collect_report, judge_report, run_report
+from pipeline.report_page import (
     Evaluated,
     Pictured,
     Rejection,
@@ -15,8 +20,13 @@ from pipeline.report import (
     build_report,
     number_text,
 )
+from pipeline.stepspec import StepSpec
+from pipeline.workspace import Workspace
+from registration.mesh import Mesh
 from registration.pictures import to_png
+from registration.template import Template
 from storage.errors import StorageConflict
+from storage.store import LocalStore
 
 
 def _inputs() -> ReportInputs:
@@ -114,3 +124,78 @@ def test_a_damaged_picture_is_named() -> None:
 )
 def test_numbers_have_useful_digits(value: float, text: str) -> None:
     assert number_text(value) == text
+
+
+def _template() -> Template:
+    mesh = Mesh.of(np.eye(3) * 90, [[0, 1, 2]])
+    none = np.zeros((0, 3, 3), np.float32)
+    every = np.arange(3, dtype=np.int32)
+    regions, mask = np.zeros(3, np.uint8), np.ones(3, bool)
+    return Template("triangle", mesh, np.zeros(68, np.int32), every, 1, regions, mask, every, every, none, none)
+
+
+def _unused(workspace: Workspace, key: str) -> Any:
+    raise AssertionError
+
+
+def _workspace(root: Path) -> Workspace:
+    scan_steps = {"ingest": "ingest", "clean": "clean", "register": "registrations"}
+    steps = [StepSpec(name, folder, 1, _unused, lambda figures, thresholds: []) for name, folder in scan_steps.items()]
+    for name, folder, run in (("train", "models", _unused), ("evaluate", "evaluations", _unused)):
+        steps.append(StepSpec(name, folder, 1, run, lambda figures, thresholds: [], scope="model"))
+    steps.append(StepSpec("report", "reports", 1, run_report, judge_report, scope="model"))
+    store = LocalStore(root)
+    store.put("template.npz", _template().to_bytes())
+    config = PipelineConfig(splits=SplitShares(held_out_ids=("002",)))
+    workspace = Workspace(store, config, {step.name: step for step in steps})
+    png = to_png(np.full((20, 20, 3), 99, np.uint8))
+    for key, faults in (("001/neutral", []), ("001/smile", ["no surface; check depth"]), ("002/neutral", [])):
+        told = {"canonical_expression": "neutral", "content_digest": "0"}
+        workspace.commit("ingest", key, inputs={}, outputs={"scan.json": b"{}"}, extra=told)
+        figures = {"coverage_share": 0.9}
+        workspace.commit("clean", key, inputs={}, outputs={"sheet.png": png}, figures=figures, faults=faults)
+    curve = b"".join(
+        json.dumps({"stage": "identity", "step": step, "surf_sdf": 1 / (step + 1)}).encode() + b"\n"
+        for step in range(9)
+    )
+    workspace.commit("train", "m", inputs={}, outputs={"curve.jsonl": curve}, figures={"face_median_mm": 0.4})
+    means = {"chamfer_l1_mm": {"mean": 0.61}, "f_score_1mm": {"mean": 0.8}}
+    regions = {"face": {"chamfer_l1_mm": 0.61, "f_score_1mm": 0.8}}
+    methods = {name: {"failure": None, "regions": regions} for name in ("nphm", "pca")}
+    evaluation = {
+        "protocol": "One view.",
+        "summary": {name: {"scans": 1, "failures": 0, "face": means, "head": {}} for name in methods},
+        "held_out": [{"key": "002/neutral", "picture": "scan_000.png", "methods": methods}],
+        "training": [{"key": "001/neutral", "picture": "train_000.png"}],
+    }
+    outputs = {"evaluation.json": json.dumps(evaluation).encode(), "scan_000.png": png, "train_000.png": png}
+    workspace.commit("evaluate", "m", inputs={}, outputs=outputs)
+    return workspace
+
+
+def test_the_step_gathers_what_the_others_left(tmp_path: Path) -> None:
+    workspace = _workspace(tmp_path)
+    told = collect_report(workspace, "m")
+    assert told.steps == [StepCount("ingest", 3, 0), StepCount("clean", 2, 1), StepCount("register", 0, 0)]
+    assert told.rejected == [Rejection("001/smile", "clean", "no surface; check depth")]
+    assert [(s.name, s.split, [p.title for p in s.pictures]) for s in told.subjects] == [
+        ("002", "held out", ["Captured and cleaned", "Fitted"]),
+        ("001", "trained on", ["Captured and cleaned", "Reconstructed"]),
+    ]
+    assert [(row.method, row.region, row.key) for row in told.evaluation] == [
+        ("ours", "face", ""),
+        ("PCA", "face", ""),
+        ("ours", "face", "002/neutral"),
+        ("PCA", "face", "002/neutral"),
+    ]
+    assert len(told.curve) == 9
+    manifest = run_report(workspace, "m")
+    assert manifest.accepted
+    assert (tmp_path / "reports/m/index.html").read_bytes() == build_report(told)
+
+
+def test_a_model_that_was_never_trained_has_a_report_on_the_data(tmp_path: Path) -> None:
+    told = collect_report(_workspace(tmp_path), "other")
+    assert told.curve == []
+    assert told.evaluation == []
+    assert b"001/smile" in build_report(told)

@@ -9,7 +9,6 @@ import numpy as np
 import open3d as o3d
 import pytest
 import zarr
-from pydantic import BaseModel, ConfigDict
 
 from pipeline.batches import DeformationBatches, IdentityBatches, IdentityCounts, ShardSource
 from pipeline.config import PipelineConfig
@@ -177,16 +176,6 @@ def test_verdicts_name_value_and_limit() -> None:
     assert reasons[0] == "inside and outside are disputed for 20.0% of the near points, limit 10.0%"
 
 
-class _Thresholds(BaseModel):
-    model_config = ConfigDict(frozen=True)
-    sample: SampleThresholds = SampleThresholds()
-
-
-class _Config(PipelineConfig):
-    sample: SampleConfig = SampleConfig(identity=SMALL, deformation=FEW_PAIRS)
-    thresholds: _Thresholds = _Thresholds()  # type: ignore[assignment]
-
-
 def _unused(workspace: Workspace, key: str) -> Any:
     raise AssertionError
 
@@ -200,7 +189,11 @@ def _workspace(root: Path) -> Workspace:
     steps = [spec("ingest", "ingest"), spec("clean", "clean"), spec("register", "registrations"), sample]
     store = LocalStore(root)
     store.put("template.npz", _template().to_bytes())
-    workspace = Workspace(store, _Config(), {one.name: one for one in steps})
+    workspace = Workspace(
+        store,
+        PipelineConfig(sample=SampleConfig(identity=SMALL, deformation=FEW_PAIRS)),
+        {one.name: one for one in steps},
+    )
     scan, companion = _scanned()
     frame = json.dumps({"T_world_from_head": _somewhere().tolist(), "throat_plane": PLANE.tolist()}).encode()
     smile = _template().mesh.vertices * (1.05, 1, 1)
@@ -235,7 +228,9 @@ def test_the_step_publishes_a_group_that_the_loader_and_plain_zarr_read(tmp_path
     assert not np.array_equal(pairs["canonical"][1 - still], pairs["posed"][1 - still])
     group = zarr.open_group(tmp_path / "one" / "samples.zarr", mode="r")
     assert sorted(group.group_keys()) == ["001"]
-    assert group["001/neutral"].attrs["rows"]["surface"] == manifests["001/neutral"].figures["surface_count"]
+    rows = group["001/neutral"].attrs.asdict()["rows"]
+    assert isinstance(rows, dict)
+    assert rows["surface"] == manifests["001/neutral"].figures["surface_count"]
     assert (tmp_path / "one/samples/001/neutral/distances.png").exists()
 
 
