@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import tomllib
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -9,7 +10,12 @@ from typing import Any, Literal
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from model.config import PAPER_FIELD
 from pipeline.capture import IngestConfig
+from pipeline.clean import CleanConfig, CleanThresholds
+from pipeline.evaluate_config import EvaluateConfig, EvaluateThresholds
+from pipeline.sample import SampleConfig, SampleThresholds
+from pipeline.train import TrainConfig, TrainThresholds
 from storage.digest import digest_json
 from storage.errors import ConfigError, one_line
 
@@ -36,6 +42,11 @@ class Thresholds(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    clean: CleanThresholds = CleanThresholds()
+    sample: SampleThresholds = SampleThresholds()
+    train: TrainThresholds = TrainThresholds()
+    evaluate: EvaluateThresholds = EvaluateThresholds()
+
 
 class PipelineConfig(BaseModel):
     """Everything that a workspace's results depend on, beside the captures and the template."""
@@ -51,6 +62,10 @@ class PipelineConfig(BaseModel):
     )
     splits: SplitShares = SplitShares()
     ingest: IngestConfig = IngestConfig()
+    clean: CleanConfig = CleanConfig()
+    sample: SampleConfig = SampleConfig()
+    train: TrainConfig = TrainConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
     thresholds: Thresholds = Thresholds()
 
     def of_step(self, step: str) -> BaseModel | None:
@@ -71,28 +86,85 @@ class PipelineConfig(BaseModel):
         return digest_json(self.resolved(step))
 
 
-PRESETS: dict[Preset, dict[str, Any]] = {"demo": {}, "small": {}, "paper": {}}
-"""What each preset changes in the defaults, as in the TOML file."""
+PRESETS: dict[Preset, dict[str, Any]] = {
+    "demo": {
+        "splits": {"held_out": 0.2},
+        "sample": {
+            "identity": {"surface_points": 60_000, "near_points": 60_000, "space_points": 15_000},
+            "deformation": {"pairs": 40_000},
+        },
+        "train": {"training": {"stage1": {"steps": 2500}, "stage2": {"steps": 1500}}},
+        "evaluate": {"samples": 30_000, "resolution": 128, "most_scans": 3},
+    },
+    "small": {},
+    "paper": {
+        "sample": {
+            "identity": {"surface_points": 2_000_000, "near_points": 1_000_000, "space_points": 200_000},
+            "deformation": {"pairs": 500_000},
+        },
+        "train": {
+            "subjects_per_step": 32,
+            "surface_points": 800,
+            "near_points": 800,
+            "scans_per_step": 32,
+            "pair_points": 1000,
+            "training": {
+                "field": PAPER_FIELD.model_dump(mode="json"),
+                "stage1": {"steps": 120_000, "learning_rate": 5e-4, "code_learning_rate": 1e-3, "clip": 0.1},
+                "stage2": {"steps": 370_000, "learning_rate": 1e-4, "code_learning_rate": 5e-4, "clip": 0.025},
+            },
+        },
+        "evaluate": {"samples": 250_000, "render_scale": 1.0, "resolution": 256},
+    },
+}
+"""What each preset changes in the defaults, as in the TOML file: ``demo`` trains minutes on 2 cores, ``small`` an hour,
+``paper`` wants a GPU and has the paper's sizes, steps and rates."""
 
 
 def preset_config(name: Preset) -> PipelineConfig:
     """The configuration of a preset."""
-    return parse_config({"preset": name} | PRESETS[name], f"preset {name}")
+    return parse_config({"preset": name}, f"preset {name}")
 
 
-def parse_config(told: dict[str, Any], where: str) -> PipelineConfig:
-    """Validate a configuration read from anywhere.
+def parse_config(told: Mapping[str, Any], where: str) -> PipelineConfig:
+    """Validate a configuration read from anywhere; what it leaves out is as in its preset.
 
     Raises:
         ConfigError: naming the key, the value found and what is allowed.
     """
+    changes = next((PRESETS[name] for name in PRESETS if name == told.get("preset")), {})
+    whole = _merged(PipelineConfig().model_dump(mode="json"), changes)
     try:
-        return PipelineConfig.model_validate(told)
+        return PipelineConfig.model_validate(_merged(whole, told))
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        why = f"found {first['input']!r}"
-        raise ConfigError(one_line(f"{key}: {first['msg'].lower()}", where, why, "correct this key")) from error
+        raise ConfigError(_describe(error, where)) from error
+
+
+def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    both = dict(below)
+    for name, value in above.items():
+        old = both.get(name)
+        both[name] = _merged(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return both
+
+
+def _describe(error: ValidationError, where: str) -> str:
+    first = error.errors()[0]
+    names = [str(part) for part in first["loc"]]
+    key = ".".join(names)
+    if first["type"] == "extra_forbidden":
+        allowed = _keys_beside(names)
+        near = difflib.get_close_matches(names[-1], allowed, n=1)
+        remedy = f"did you mean {near[0]}?" if near else f"allowed are {', '.join(allowed)}"
+        return one_line(f"{key}: is no known key", where, f"found {first['input']!r}", remedy)
+    return one_line(f"{key}: {first['msg'].lower()}", where, f"found {first['input']!r}", "correct this key")
+
+
+def _keys_beside(names: list[str]) -> list[str]:
+    here: Any = PipelineConfig
+    for name in names[:-1]:
+        here = here.model_fields[name].annotation
+    return sorted(here.model_fields)
 
 
 def config_from_toml(data: bytes, where: str = "pipeline.toml") -> PipelineConfig:

@@ -33,7 +33,7 @@ def store(request, tmp_path) -> Store:
     return LocalStore(tmp_path / "store") if request.param == "local" else ObjectStore(MemoryStore(), "memory://")
 
 
-class Cut(Exception):
+class CutError(Exception):
     """The power goes out."""
 
 
@@ -44,7 +44,7 @@ def cut_after(store: Store, writes: int) -> None:
     def counted(call):
         def wrapped(*args):
             if left[0] == 0:
-                raise Cut
+                raise CutError
             left[0] -= 1
             return call(*args)
 
@@ -78,7 +78,7 @@ def test_cut_off_at_every_write(tmp_path, writes):
     new = {"mesh.ply": b"new mesh", "sheet.png": b"new"}
     try:
         commit(cut, PATH, EMPTY, new)
-    except Cut:
+    except CutError:
         manifest = read_manifest(plain_store, PATH)
         if manifest is not None:
             assert {name: read_output(plain_store, manifest, name) for name in manifest.outputs} == {
@@ -96,7 +96,7 @@ def test_changed_outputs_are_found(store):
     assert find_damage(store, made, PATH) is None
     store.put("clean/001/smile/mesh.ply", b"mash")
     assert find_damage(store, made, PATH) == "output mesh.ply changed"
-    with pytest.raises(StorageConflict, match="clean/001/smile/mesh.ply: was changed after it was made"):
+    with pytest.raises(StorageConflict, match=r"clean/001/smile/mesh\.ply: was changed after it was made"):
         read_output(store, made, "mesh.ply")
     store.put("clean/001/smile/mesh.ply", b"mesh")
     assert find_damage(store, made, PATH) is None
@@ -104,7 +104,7 @@ def test_changed_outputs_are_found(store):
     assert find_damage(store, made, PATH) == "output mesh.ply changed"
     store.delete("clean/001/smile/mesh.ply")
     assert find_damage(store, made, PATH, store.stats()) == "output mesh.ply missing"
-    with pytest.raises(StorageConflict, match="clean/001/smile/mesh.ply: is missing"):
+    with pytest.raises(StorageConflict, match=r"clean/001/smile/mesh\.ply: is missing"):
         read_output(store, made, "mesh.ply")
 
 
@@ -131,7 +131,7 @@ def test_further_fields_are_kept():
 @pytest.mark.parametrize("data", [b"", b"{}", b"[]", b'{"schema_version": 99}', b"\xff\xfe"])
 def test_what_is_no_manifest(store, data):
     store.put(PATH, data)
-    with pytest.raises(StorageConflict, match="clean/001/smile/report.json: is no manifest"):
+    with pytest.raises(StorageConflict, match=r"clean/001/smile/report\.json: is no manifest"):
         read_manifest(store, PATH)
 
 
