@@ -158,7 +158,7 @@ def _mouth_inside(rest: Field, skin: Field, jaw: dict[str, float]) -> list[Piece
     arc = np.column_stack([20.0 * x, np.zeros(25), -13.0 * x**2]) + seam + [0.0, 0.0, -11.0]
     jaw_shift = (posed(rest, jaw) - rest)[template.landmarks[[57, 8]]].mean(0)
     out: list[Piece] = []
-    for low, high, shift in ((0.6, 9.0, np.zeros(3)), (-8.0, -0.2, jaw_shift)):
+    for low, high, shift in ((-1.8, 7.5, np.zeros(3)), (-10.0, -2.4, jaw_shift)):
         rows = [arc + [0, low, -4], arc + [0, low, 0], arc + [0, high, 0.5], arc + [0, high, -4]]
         out.append((np.concatenate(rows) + shift, _strip(4, 25), INSIDE, np.tile([226.0, 218.0, 200.0], (100, 1))))
     loop = skin[neutral_head()[0].mouth.rings[-1]]

@@ -10,11 +10,12 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 from scipy.sparse.linalg import splu
 
-from registration.mesh import edges, vertex_normals
+from registration.mesh import vertex_normals
 from registration.procedural_ears import ear_coordinates
 from registration.procedural_neutral import neutral_head
 from registration.procedural_surface import EYE_MM, MOUTH_Y_MM
 from registration.procedural_topology import EYE_ROW, HeadGrid, Slit
+from registration.smoothness import cotangent_laplacian
 
 Field = NDArray[np.float64]
 
@@ -164,15 +165,13 @@ def _jaw_weight() -> Field:
 
 
 def _harmonic(grid: HeadGrid, v: Field, known: Field) -> Field:
-    pairs = edges(grid.faces)
-    stiff = 1.0 / np.maximum(np.linalg.norm(v[pairs[:, 0]] - v[pairs[:, 1]], axis=1), 0.3)
-    W = sp.coo_matrix((stiff, (pairs[:, 0], pairs[:, 1])), (grid.count, grid.count))
-    W = (W + W.T).tocsr()
-    L = (sp.diags(np.asarray(W.sum(1)).ravel()) - W).tocsr()
+    """Fill in what is not known (nan) with the smoothest surface function: biharmonic, clipped to 0..1."""
+    stiffness, area = cotangent_laplacian(v, grid.faces)
+    bending = sp.csr_matrix(stiffness @ sp.diags(1.0 / area) @ stiffness)
     fixed = ~np.isnan(known)
     values = np.where(fixed, known, 0.0)
     free = np.flatnonzero(~fixed)
-    system = (L @ L)[free]
+    system = bending[free]
     values[free] = -splu(system[:, free].tocsc()).solve(system[:, fixed] @ known[fixed])
     return np.clip(values, 0.0, 1.0)
 

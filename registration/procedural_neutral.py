@@ -85,8 +85,11 @@ def _rays() -> tuple[Field, Field]:
 def _cast(start: Field, direction: Field, reach_mm: float = 190.0) -> Field:
     """Outermost points of the closed form along rays, found from outside inwards."""
     t = np.full(len(start), reach_mm)
+    moving = np.arange(len(t))
     for _ in range(75):
-        t = np.maximum(t - np.minimum(0.7 * head_distance(start + t[:, None] * direction), 5.0), 0.0)
+        step = np.minimum(0.7 * head_distance(start[moving] + t[moving, None] * direction[moving]), 5.0)
+        t[moving] = np.maximum(t[moving] - step, 0.0)
+        moving = moving[np.abs(step) > 1e-5]
     return start + t[:, None] * direction
 
 
