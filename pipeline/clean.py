@@ -13,29 +13,48 @@ from scipy.spatial import cKDTree
 
 from pipeline.ingest import load_capture
 from pipeline.workspace import Workspace
+from registration.alignment import align_head
 from registration.clean_pictures import clean_sheet
 from registration.depth import FittedViews, fit_views, thinned
 from registration.fusion import Grid, extract_surface, fuse, grid_for_box, observe
 from registration.head_crop import (
     SEARCH_RADIUS_MM,
+    accepted_head,
     ball_region,
     find_head,
     head_region,
+    in_box,
     looked_at,
     oriented_points,
 )
-from registration.mesh import Mesh, face_areas, mesh_to_ply, transform_points, vertex_normals
+from registration.mesh import (
+    Mesh,
+    face_areas,
+    face_normals,
+    mesh_to_ply,
+    sample_surface,
+    transform_points,
+    vertex_normals,
+)
 from registration.pictures import Picture, to_png
 from registration.pieces import small_patches, split_pieces, vertex_pieces
 from registration.pose_refinement import RefinedPoses, refine_poses
 from registration.repair import repair
 from registration.template import Template
 from registration.views import Capture, DepthView
+from registration.virtual_views import views_from_clouds, views_of_mesh
 from registration.watertight import complete, forget_pieces
 from storage.errors import ScanRejected, one_line
 from storage.manifest import Manifest
 
 STEP_VERSION = 1
+
+MESH_POINTS = 60_000
+"""Points drawn on a fused mesh to find the head."""
+MESH_VOXEL_MM = 1.5
+"""Voxel of a fused mesh's watertight companion."""
+MERGE_MM = 1e-3
+"""Vertices of a fused mesh closer than this are one."""
 
 
 class CleanConfig(BaseModel):
@@ -110,7 +129,9 @@ def clean_scan(capture: Capture, template: Template, config: CleanConfig, seed: 
     Raises:
         ScanRejected: too few views agree, or there is no head.
     """
-    views = capture.depth_views
+    if capture.mesh is not None:
+        return _clean_mesh(capture.key, capture.mesh, template, config, seed, threads)
+    views = views_from_clouds(capture.clouds) if capture.clouds else capture.depth_views
     views = tuple(view for view in views if (view.depth_mm > 0).any())
     if len(views) < 3:
         raise ScanRejected(one_line("too few views with depth", capture.key, f"{len(views)} of 3", "capture it again"))
@@ -167,6 +188,55 @@ def clean_scan(capture: Capture, template: Template, config: CleanConfig, seed: 
         left_out,
         clean_sheet(told, None, mesh, T),
     )
+
+
+def _clean_mesh(key: str, told: Mesh, template: Template, config: CleanConfig, seed: int, threads: int) -> CleanScan:
+    """Clean a mesh that was fused elsewhere: its own surface is kept as it is, cut, repaired and closed."""
+    sound = repair(told, merge_mm=MERGE_MM)
+    if len(sound.faces) < 1000:
+        raise ScanRejected(one_line("too few faces", key, f"{len(sound.faces)}", "export the scan again"))
+    points, face, _ = sample_surface(sound, MESH_POINTS, np.random.default_rng(seed))
+    normals = face_normals(sound.vertices, sound.faces)[face]
+    head = align_head(points, normals, template, seed)
+    if not head.accepted:
+        # Some exports wind their triangles the other way round.
+        turned = align_head(points, -normals, template, seed)
+        if turned.accepted:
+            head, sound = turned, Mesh(sound.vertices, sound.faces[:, ::-1], sound.colors, sound.attributes)
+    head = accepted_head(head, key)
+    T = head.T_world_from_head
+    low, high = np.array(config.box_low_mm), np.array(config.box_high_mm)
+    cut = sound.select_vertices(in_box(sound.vertices, T, low, high))
+    pieces = split_pieces(cut, config.piece_area_mm2, config.piece_gap_mm)
+    kept = cut.select_vertices(pieces.kept)
+    kept = kept.select_faces(np.ones(len(kept.faces), bool))
+    voxel = config.voxel_mm or MESH_VOXEL_MM
+    views = views_of_mesh(kept, transform_points(T, np.array([[0.0, 20.0, 0.0]]))[0], pixel_mm=1.2 * voxel)
+    truncation = config.truncation_voxels * voxel
+    values, grid = fuse(views, grid_for_box(T, low, high, voxel), truncation, config.least_weight, threads)
+    surface = extract_surface(values, grid)
+    closed = repair(complete(values, surface, grid, views, truncation)).transformed(grid.T_world_from_grid)
+    count = len(kept.vertices)
+    columns = {
+        "views": np.ones(count, np.uint8),
+        "spread_mm": np.zeros(count, np.float32),
+        "observed": np.ones(count, np.uint8),
+    }
+    mesh = Mesh(kept.vertices, kept.faces, kept.colors, columns)
+    figures: dict[str, float | int] = {
+        "views": 0,
+        "views_used": 0,
+        "head_score": head.score,
+        "faces": len(mesh.faces),
+        "area_mm2": float(face_areas(mesh.vertices, mesh.faces).sum()),
+        "floating_pieces": pieces.dropped,
+        "loose_pieces": pieces.loose_kept,
+        "repaired_faces": len(told.faces) - len(sound.faces),
+        "guessed_share": float((closed.attributes["guessed"] > 0).mean()),
+        "voxel_mm": voxel,
+    }
+    picture = clean_sheet(told.vertices, told.colors, mesh, T)
+    return CleanScan(mesh, closed, T, figures | coverage(mesh, T, template), (), picture)
 
 
 @dataclass(frozen=True)
@@ -328,7 +398,7 @@ def judge_clean(figures: Mapping[str, Any], thresholds: CleanThresholds) -> list
         ("spread_median_mm", thresholds.max_spread_mm, "the views disagree by"),
         ("pose_shift_median_mm", thresholds.max_pose_shift_mm, "the told poses are wrong by"),
     ):
-        if figures[name] > limit:
+        if figures.get(name, 0.0) > limit:
             reasons.append(f"{what} {figures[name]:.2f} mm in the median, at most {limit:g} mm are allowed")
     return reasons
 

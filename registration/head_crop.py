@@ -73,7 +73,15 @@ def find_head(
         raise ScanRejected(
             one_line("too few depth points where the cameras look", where, f"{len(points_mm)}", "check the frames")
         )
-    found = align_head(points_mm, normals, template, seed)
+    return accepted_head(align_head(points_mm, normals, template, seed), where)
+
+
+def accepted_head(found: Alignment, where: str) -> Alignment:
+    """The alignment, if there is a head.
+
+    Raises:
+        ScanRejected: there is none.
+    """
     if not found.accepted:
         raise ScanRejected(one_line("no head", where, found.reason, "capture it again or leave it out"))
     return found
