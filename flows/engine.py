@@ -11,6 +11,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 from flows.lifeline import read_line, spawn
@@ -25,9 +26,10 @@ class EngineError(NphmError):
 
 
 def quiet_engine() -> None:
-    """Set what must be set before the engine is imported; what the user has set stays."""
-    for name, value in {"PREFECT_LOGGING_LEVEL": "WARNING", "DO_NOT_TRACK": "1", "PREFECT_CLI_COLORS": "false"}.items():
-        os.environ.setdefault(name, value)
+    """Keep the engine's log off the terminal; it still goes to the server. To be called before the engine is imported."""
+    for handler in ("CONSOLE", "DEBUGGER"):
+        os.environ.setdefault(f"PREFECT_LOGGING_HANDLERS_{handler}_LEVEL", "CRITICAL")
+    os.environ.setdefault("DO_NOT_TRACK", "1")
 
 
 @contextmanager
@@ -47,30 +49,23 @@ def engine() -> Iterator[str]:
         _check(told)
         yield told
         return
-    with own_server() as url, temporary_settings({PREFECT_API_URL: url}):
+    _, url = _own_server()
+    with temporary_settings({PREFECT_API_URL: url}):
         yield url
 
 
-@contextmanager
-def own_server() -> Iterator[str]:
-    """A server of our own. Its database lies in the user's cache and may be deleted at any time."""
+@cache
+def _own_server() -> tuple[subprocess.Popen[str], str]:
+    """Start a server of our own, once a process: the engine's threads in the background hold on to the first they know.
+
+    It ends with this process, whose end of its lifeline is kept here. Its database lies in the user's cache and may be deleted at any time.
+    """
     import prefect
 
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    home = cache / "nphm" / f"prefect-{prefect.__version__}"
-    log = new_log("engine")
+    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    home = caches / "nphm" / f"prefect-{prefect.__version__}"
     with _made_once(home):
-        process, url = _start(home, log)
-    try:
-        yield url
-    finally:
-        process.terminate()
-        try:
-            process.wait(timeout=10)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-        log.unlink(missing_ok=True)
+        return _start(home, new_log("engine"))
 
 
 @contextmanager

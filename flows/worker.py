@@ -2,7 +2,8 @@
 
     {"workspace": URL, "step": NAME, "key": KEY}                      the question
     {"progress": [DONE, TOTAL, NOTE]}                                 any number of times
-    {"outcome": {...}}  or  {"failure": {"kind": NAME, "line": ...}}  the answer
+    {"outcome": {...}, "seconds": ...}                                the answer
+    {"failure": {"kind": NAME, "line": ...}}                          or this one
 
 An unforeseen error ends the process with its traceback on standard error, which its parent keeps in a log file.
 """
@@ -12,14 +13,14 @@ from __future__ import annotations
 import importlib
 import json
 import sys
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from queue import SimpleQueue
 from typing import Any
 
-from pipeline.execute import execute
-
 from flows.lifeline import hold, take_stdout
+from pipeline.execute import execute_in
 from pipeline.opening import open_workspace
 from pipeline.stepspec import StepSpec
 from storage.errors import NphmError
@@ -35,15 +36,18 @@ def load_steps(where: str) -> Mapping[str, StepSpec]:
 def answer(job: Mapping[str, str], steps: Mapping[str, StepSpec], tell: Callable[[Any], None]) -> dict[str, Any]:
     """Execute one job and say what came of it."""
 
-    def progress(done: int, total: int, note: str = "") -> None:
+    def progress(done: int, total: int, note: str) -> None:
         tell({"progress": [done, total, note]})
 
+    began = time.perf_counter()
     try:
-        outcome = execute(open_workspace(job["workspace"], steps), job["step"], job["key"], progress)
+        workspace = open_workspace(job["workspace"], steps)
+        workspace.tell = progress
+        outcome = execute_in(workspace, job["step"], job["key"])
     except (NphmError, OSError) as error:
         kind = "OSError" if isinstance(error, OSError) else type(error).__name__
         return {"failure": {"kind": kind, "line": str(error)}}
-    return {"outcome": asdict(outcome)}
+    return {"outcome": asdict(outcome), "seconds": round(time.perf_counter() - began, 3)}
 
 
 def main() -> None:

@@ -14,9 +14,10 @@ from collections.abc import Callable
 from pathlib import Path
 from queue import LifoQueue
 from types import TracebackType
-from typing import IO, Any
+from typing import IO, NamedTuple
 
 from flows.lifeline import read_line, spawn, write_line
+from pipeline.execute import Outcome
 from storage.errors import ConfigError, NphmError, StorageConflict, one_line
 
 REAL_STEPS = "pipeline.steps:STEPS"
@@ -30,6 +31,13 @@ class StepError(NphmError):
 
 class PassingError(StepError):
     """A failure that may not come again: a store or network that did not answer, a worker that was killed."""
+
+
+class Done(NamedTuple):
+    """A finished job."""
+
+    outcome: Outcome
+    seconds: float
 
 
 class Workers:
@@ -53,11 +61,8 @@ class Workers:
         for _ in range(count):
             self._idle.put(None)
 
-    def call(self, workspace: str, step: str, key: str, on_progress: Callable[[int, int, str], None]) -> dict[str, Any]:
+    def call(self, workspace: str, step: str, key: str, on_progress: Callable[[int, int, str], None]) -> Done:
         """Execute a step in a worker, once one is free.
-
-        Returns:
-            The fields of the step's ``pipeline.execute.Outcome``.
 
         Raises:
             ConfigError, StorageConflict: as raised by the step.
@@ -84,7 +89,7 @@ class Workers:
 
     def _ask(
         self, process: subprocess.Popen[str], job: dict[str, str], on_progress: Callable[[int, int, str], None]
-    ) -> dict[str, Any]:
+    ) -> Done:
         what = f"{job['step']} of {job['key']}"
         try:
             write_line(process, json.dumps(job))
@@ -97,8 +102,7 @@ class Workers:
             elif "failure" in message:
                 raise _failure(what, **message["failure"])
             else:
-                outcome: dict[str, Any] = message["outcome"]
-                return outcome
+                return Done(Outcome(**message["outcome"]), message["seconds"])
         raise self._lost(process, what)
 
     def _lost(self, process: subprocess.Popen[str], what: str) -> StepError:

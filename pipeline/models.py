@@ -59,7 +59,7 @@ def list_models(workspace: Workspace) -> list[dict[str, Any]]:
 
 def model_figures(workspace: Workspace, name: str) -> dict[str, Any]:
     """What training and, where it was done, evaluation measured."""
-    manifests = (workspace.manifest(step, name) for step in ("train", "evaluate"))
+    manifests = (workspace.manifest(step, name) for step in ("train", "evaluate") if step in workspace.steps)
     return {figure: value for manifest in manifests if manifest for figure, value in manifest.figures.items()}
 
 

@@ -45,8 +45,8 @@ def ict_heads() -> Path:
 def ict_session(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Captures]:
     """A function that makes a session of ICT heads, once for each set of arguments.
 
-    `ict_session(subjects=1, expressions=("neutral_open",), format="depth", profile="studio", views=None, size="320x240",
-    seed=0, extra=())`; `format` is depth, clouds or mesh, `extra` holds further arguments of the capture tool.
+    `format` is depth, clouds or mesh; `views` and `size` replace the profile's own; `extra` holds further arguments of
+    the capture tool, say ("--glasses", "1").
     """
     made: dict[tuple[object, ...], Captures] = {}
 

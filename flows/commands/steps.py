@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated, Any, Literal
+from dataclasses import asdict
+from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
@@ -44,11 +45,8 @@ def _bring_up_to(until: StepName, workspace: str, strict: bool, workers: int | N
     from flows.run import bring_up_to
 
     with progress_for(output) as progress:
-        done = bring_up_to(workspace, until, workers=workers, progress=progress)
-    lines = done.lines()
-    rejected = sum(step.rejected for step in done.standing)
-    exit = Exit.NOTHING_USABLE if done.nothing_usable else Exit.FAILED if strict and rejected else Exit.DONE
-    return Reply(done.document(), tuple(lines), exit)
+        result = bring_up_to(workspace, until, progress, workers)
+    return result.reply(strict)
 
 
 def _single(step: StepName, what: str) -> Callable[..., Reply]:
@@ -88,9 +86,16 @@ def plan(*, workspace: Workspace, until: StepName = "report", output: Output = P
     until
         The last step to look at.
     """
-    from flows.standing import plan_reply
+    from pipeline.opening import open_workspace
+    from pipeline.outlook import look_ahead
 
-    return plan_reply(workspace, until)
+    outlook = look_ahead(open_workspace(workspace), until)
+    lines = [f"{a.step} {a.key}: {a.kind}: {a.why}" for a in outlook.actions]
+    minutes, megabytes = outlook.minutes, outlook.megabytes
+    lines.append(f"{len(outlook.actions)} to do, about {minutes:.0f} minutes on 2 cores and {megabytes:.0f} MB")
+    return Reply(
+        {"actions": [asdict(a) for a in outlook.actions], "minutes": minutes, "megabytes": megabytes}, tuple(lines)
+    )
 
 
 def status(*, workspace: Workspace, output: Output = PLAIN) -> Reply:
@@ -102,9 +107,15 @@ def status(*, workspace: Workspace, output: Output = PLAIN) -> Reply:
 
         nphm status -w heads
     """
-    from flows.standing import status_reply
+    from pipeline.opening import open_workspace
+    from pipeline.outlook import look_ahead
 
-    return status_reply(workspace)
+    standing = look_ahead(open_workspace(workspace)).standing
+    lines = ["step      accepted  rejected     stale"]
+    lines += [f"{s.step:<9}{s.accepted:9}{s.rejected:10}{s.stale:10}" for s in standing]
+    damaged = [line for step in standing for line in step.damaged]
+    lines += [f"damaged: {line}; 'nphm run' makes it anew" for line in damaged]
+    return Reply({"steps": [asdict(s) for s in standing]}, tuple(lines), Exit.FAILED if damaged else Exit.DONE)
 
 
 def judge(
@@ -134,10 +145,9 @@ def judge(
     by
         Who says so.
     """
-    from pipeline.execute import judge_scan
-
+    from pipeline.judge import record_judgement
     from pipeline.opening import open_workspace
 
-    judge_scan(open_workspace(workspace), key, verdict, reason=reason, by=by)
-    document: dict[str, Any] = {"key": key, "verdict": verdict, "reason": reason, "by": by}
-    return Reply(document, (f"{key}: {verdict}ed by {by}; 'nphm run' now redoes what depends on it",))
+    word = record_judgement(open_workspace(workspace), key, verdict, reason=reason, by=by)
+    line = f"{key}: {verdict}ed by {word.by}; 'nphm run' redoes what depends on it"
+    return Reply({"key": key} | word.model_dump(mode="json"), (line,))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from cyclopts import App, Parameter
 
 from flows.commands import Out, Workspace
-from flows.console import PLAIN, Output, Reply
+from flows.console import PLAIN, Exit, Output, Reply
 from flows.progress import progress_for
 from storage.errors import ConfigError, one_line
 
@@ -56,13 +57,18 @@ def simulate(
     from pipeline.rig import simulate as simulate_rig
 
     with progress_for(output) as progress:
+        done = itertools.count(1)
+
+        def simulated(key: str) -> None:
+            progress.update("simulate", next(done), key)
+
         progress.start("simulate", subjects * expressions)
         simulate_rig(
             out,
             subjects=subjects,
             expressions=expressions,
             seed=seed,
-            progress=lambda done, total: progress.update("simulate", done, total=total),
+            progress=simulated,
         )
         progress.finish("simulate")
     session = out / "session"
@@ -92,10 +98,9 @@ def init(
     template
         A file made by `nphm template`; by default the project's own procedural head.
     """
-    from registration.procedural import head_template
-
     from pipeline.config import preset_config
     from pipeline.opening import create_workspace
+    from registration.procedural_head import head_template
     from registration.template import Template
 
     head = head_template() if template is None else Template.from_bytes(_read(template), str(template))
@@ -180,10 +185,27 @@ def ingest(
     strict
         Exit with 1 if any scan was rejected.
     """
-    from pipeline.ingest import ingest as take_in
-    from pipeline.opening import open_workspace
+    from flows.run import take_sessions_in
 
-    raise ConfigError(one_line("is not there", "ingest", str((take_in, open_workspace, workspace)), "wait"))
+    with progress_for(output) as progress:
+        report = take_sessions_in(workspace, sessions, subject_prefix, progress)
+    refused = [{"key": refusal.key, "reason": refusal.line} for refusal in report.refused]
+    document = {
+        "accepted": report.accepted,
+        "rejected": report.rejected,
+        "unchanged": report.unchanged,
+        "refused": refused,
+        "faults": report.faults,
+    }
+    bad = len(report.rejected) + len(refused)
+    lines = [*report.faults, *(refusal.line for refusal in report.refused)]
+    lines.append(f"{len(report.accepted)} scans taken in, {len(report.unchanged)} unchanged, {bad} rejected")
+    exit = Exit.DONE
+    if not (report.accepted or report.unchanged):
+        exit = Exit.NOTHING_USABLE
+    elif strict and (bad or report.faults):
+        exit = Exit.FAILED
+    return Reply(document, tuple(lines), exit)
 
 
 def schema(
