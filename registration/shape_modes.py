@@ -81,3 +81,15 @@ def jaw_mode(template: Template) -> NDArray[np.float64]:
     y = arm[:, 1] * np.cos(angle) - arm[:, 2] * np.sin(angle)
     z = arm[:, 1] * np.sin(angle) + arm[:, 2] * np.cos(angle)
     return np.stack([np.zeros_like(y), y - arm[:, 1], z - arm[:, 2]], 1)
+
+
+def jaw_direction(template: Template, count: int) -> NDArray[np.float64]:
+    """Expression coefficients (count,) that open the mouth fully: the one mode that parts the inner lips most."""
+    out = np.zeros(count)
+    if not len(template.expression_basis):
+        out[0] = 1.0
+        return out
+    above, below = template.landmarks[62], template.landmarks[66]
+    opening = template.expression_basis[:, above, 1] - template.expression_basis[:, below, 1]
+    out[int(np.argmax(opening))] = 1.0
+    return out

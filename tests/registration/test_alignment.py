@@ -3,11 +3,11 @@
 import numpy as np
 import open3d as o3d
 import pytest
-from registration.procedural import head_template
 from scipy.spatial.transform import Rotation
 
 from registration.alignment import align_head, even_rotations
 from registration.mesh import sample_surface, transform_points, vertex_normals
+from registration.procedural_head import head_template
 
 
 def _posed_head(seed: int, front_only: bool = False):

@@ -1,0 +1,205 @@
+"""Fit pose and linear shape coefficients to a scan, together with what the linear model can't express.
+
+A linear model of other people never meets a person exactly, and what it lacks is smooth: neighbouring residuals say the
+same thing. Least squares that takes them as independent pays for the relief of one cheek with wrong coefficients
+elsewhere. Here the misfit is a Gaussian field along the normals, so that pose and coefficients are those of generalised
+least squares with correlated errors. A thinned set of vertices carries it: the field is wider than their spacing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.linalg import cho_factor, cho_solve
+from scipy.spatial.distance import cdist
+from scipy.spatial.transform import Rotation
+from scipy.special import k1
+
+from registration.correspondence import match
+from registration.mesh import vertex_normals
+from registration.surface import SurfaceIndex
+
+
+@dataclass(frozen=True)
+class LinearModel:
+    """A head with linear modes.
+
+    Attributes:
+        vertices: (n, 3) float64, mean, head frame, mm.
+        faces: (m, 3).
+        basis: (k, n, 3) float32 mm.
+        prior_mean: (k,) of the coefficients.
+        prior_spread: (k,) their standard deviations.
+        low, high: (k,) bounds of the coefficients.
+    """
+
+    vertices: NDArray[np.float64]
+    faces: NDArray[np.int32]
+    basis: NDArray[np.float32]
+    prior_mean: NDArray[np.float64]
+    prior_spread: NDArray[np.float64]
+    low: NDArray[np.float64]
+    high: NDArray[np.float64]
+
+    def subset(self, modes: NDArray[np.int64]) -> LinearModel:
+        """The same head with some of its modes."""
+        return LinearModel(
+            self.vertices, self.faces, self.basis[modes], self.prior_mean[modes], self.prior_spread[modes],
+            self.low[modes], self.high[modes],
+        )  # fmt: skip
+
+    def shape(self, coefficients: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Vertices (n, 3) for coefficients (k,)."""
+        bent = coefficients.astype(self.basis.dtype) @ self.basis.reshape(len(self.basis), self.vertices.size)
+        return np.asarray(self.vertices + bent.reshape(-1, 3))
+
+
+@dataclass(frozen=True)
+class Misfit:
+    """What a linear model is expected to lack: offsets along the normals, smooth over the surface.
+
+    Attributes:
+        pick: (s,) int64 the vertices that carry the fit.
+        weights: (s,) how much each counts, 0 to 1.
+        covariance: (s, s) mm^2.
+        noise_mm: of a match along its normal, neighbours independent.
+    """
+
+    pick: NDArray[np.int64]
+    weights: NDArray[np.float64]
+    covariance: NDArray[np.float64]
+    noise_mm: float
+
+    @classmethod
+    def over(
+        cls,
+        vertices: NDArray[np.floating],
+        pick: NDArray[np.int64],
+        weights: NDArray[np.float64],
+        spread_mm: float,
+        range_mm: float,
+        noise_mm: float,
+    ) -> Misfit:
+        """A Matern field (nu = 1) of the given standard deviation and range over some vertices."""
+        scaled = cdist(vertices[pick], vertices[pick]) * np.sqrt(8.0) / range_mm
+        near = scaled < 1e-6
+        scaled[near] = 1.0
+        correlation = scaled * k1(scaled)
+        correlation[near] = 1.0
+        return cls(pick, weights[pick], spread_mm**2 * correlation, noise_mm)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One level of the fit.
+
+    Attributes:
+        iterations: how many.
+        gate_mm: matches further away count nothing.
+        least_cosine: of the angle between the normals.
+        robust_mm: residuals beyond this lose weight (Geman-McClure).
+    """
+
+    iterations: int
+    gate_mm: float
+    least_cosine: float
+    robust_mm: float
+
+
+COARSE = (Stage(5, 25.0, 0.4, 8.0), Stage(3, 12.0, 0.5, 4.0))
+FINE = (Stage(5, 8.0, 0.6, 2.0), Stage(6, 5.0, 0.7, 1.0))
+
+
+@dataclass(frozen=True)
+class BasisFit:
+    """The result.
+
+    Attributes:
+        T_scan_from_head: (4, 4) rigid.
+        coefficients: (k,).
+        offset_mm: (s,) the misfit along the normals of the linear shape, at the vertices that carry the fit.
+        cost: from 0 to 1, mean loss over the weighted vertices; an unmatched vertex costs 1.
+    """
+
+    T_scan_from_head: NDArray[np.float64]
+    coefficients: NDArray[np.float64]
+    offset_mm: NDArray[np.float64]
+    cost: float
+
+
+def fit_basis(
+    scan: SurfaceIndex, model: LinearModel, misfit: Misfit, start: BasisFit, stages: tuple[Stage, ...]
+) -> BasisFit:
+    """Fit pose, coefficients and smooth misfit by robust Gauss-Newton steps, point to plane.
+
+    Args:
+        scan: what to fit, in a frame near the head's.
+        misfit: what the model is expected to lack, and the scan's noise.
+        start: where to begin.
+    """
+    T, c, offset, cost = start.T_scan_from_head, start.coefficients, start.offset_mm, start.cost
+    basis = np.ascontiguousarray(model.basis[:, misfit.pick])
+    for stage in stages:
+        for _ in range(stage.iterations):
+            shape = model.shape(c)
+            normal = vertex_normals(shape, model.faces)[misfit.pick]
+            R = T[:3, :3]
+            facing = normal @ R.T
+            placed = (shape[misfit.pick] + normal * offset[:, None]) @ R.T + T[:3, 3]
+            found = match(scan, placed, facing, stage.gate_mm, stage.least_cosine)
+            residual = ((found.points - placed) * found.normals).sum(1)
+            kept = stage.robust_mm**2 / (stage.robust_mm**2 + residual**2)
+            cost = float(((1 - found.weights * kept) * misfit.weights).sum() / misfit.weights.sum())
+            weight = misfit.weights * found.weights * kept**2
+            good = np.flatnonzero(weight > 1e-3)
+            if len(good) < 50:
+                return BasisFit(T, c, offset, 1.0)
+            toward, centre = found.normals[good], placed[good].mean(0)
+            jacobian = np.concatenate(
+                [
+                    np.cross(placed[good] - centre, toward),
+                    toward,
+                    np.einsum("knc,nc->nk", basis[:, good], (toward @ R).astype(basis.dtype)),
+                ],
+                axis=1,
+            )
+            along = (toward * facing[good]).sum(1)
+            target = residual[good] + along * offset[good]
+            noise2 = (misfit.noise_mm**2 + (0.3 * stage.robust_mm) ** 2) / weight[good]
+            inner = along[:, None] * misfit.covariance[np.ix_(good, good)] * along
+            factor = cho_factor(inner + np.diag(noise2), lower=True, overwrite_a=True, check_finite=False)
+            whitened = cho_solve(factor, np.column_stack([jacobian, target]), check_finite=False)
+            move = _bounded_step(jacobian.T @ whitened[:, :-1], jacobian.T @ whitened[:, -1], model, c)
+            remaining = whitened[:, -1] - whitened[:, :-1] @ move
+            offset = misfit.covariance[:, good] @ (along * remaining)
+            turn = np.eye(4)
+            turn[:3, :3] = Rotation.from_rotvec(move[:3]).as_matrix()
+            turn[:3, 3] = centre + move[3:6] - turn[:3, :3] @ centre
+            T = turn @ T
+            c = np.clip(c + move[6:], model.low, model.high)
+    return BasisFit(T, c, offset, cost)
+
+
+def _bounded_step(
+    hessian: NDArray[np.float64], gradient: NDArray[np.float64], model: LinearModel, c: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Solve for pose and coefficients; those that would leave their bounds are set there and the rest solved again."""
+    prior = np.concatenate([np.full(6, 1e-6), 1.0 / model.prior_spread**2])
+    hessian = hessian + np.diag(prior)
+    gradient = gradient.copy()
+    gradient[6:] -= prior[6:] * (c - model.prior_mean)
+    free = np.ones(len(gradient), bool)
+    move = np.zeros(len(gradient))
+    for _ in range(5):
+        held = ~free
+        right = gradient[free] - hessian[np.ix_(free, held)] @ move[held]
+        move[free] = np.linalg.solve(hessian[np.ix_(free, free)], right)
+        ahead = c + move[6:]
+        out = free[6:] & ((ahead < model.low - 1e-9) | (ahead > model.high + 1e-9))
+        if not out.any():
+            break
+        move[6:][out] = (np.clip(ahead, model.low, model.high) - c)[out]
+        free[6:][out] = False
+    return move
