@@ -9,7 +9,7 @@ nothing.
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from math import gcd
@@ -26,13 +26,14 @@ from pipeline.sample_format import (
     IdentitySamples,
     Raw,
     quantise_samples,
+    row_bytes,
 )
 from storage.digest import digest_json
 from storage.errors import ConfigError, one_line
 from storage.shards import CHUNK_ROWS, GroupReader, StoredFile
 from storage.store import Store
 
-CACHE_MIB = 256
+CACHE_MIB = 512
 """How much of the stored (quantised) samples a loader keeps in memory."""
 
 Batch = dict[str, NDArray]
@@ -97,27 +98,46 @@ class MemorySource:
 
 
 class _BlockCache:
-    """Blocks of stored rows, the least recently used dropped once there are too many bytes."""
+    """Blocks of stored rows, the least recently used dropped once there are too many bytes.
 
-    def __init__(self, limit_bytes: int) -> None:
-        self._limit = limit_bytes
+    A read costs about the same whatever its length, so each fetches as many blocks as leave room for those of all
+    scans.
+    """
+
+    def __init__(self, sources: Sequence[ScanSource], parts: Iterable[str], limit_bytes: int) -> None:
+        self._sources, self._limit = sources, limit_bytes
+        one_of_each = len(sources) * sum(CHUNK_ROWS * row_bytes(part) for part in parts)
+        self._span = max(1, limit_bytes // max(one_of_each, 1))
         self._held: OrderedDict[tuple[int, str, int], Raw] = OrderedDict()
-        self.bytes = 0
+        self._bytes = 0
 
-    def block(self, sources: Sequence[ScanSource], scan: int, part: str, number: int) -> Raw:
+    def block(self, scan: int, part: str, number: int) -> Raw:
+        """The rows of a block of a scan's samples."""
         key = (scan, part, number)
         if key in self._held:
             self._held.move_to_end(key)
             return self._held[key]
-        source = sources[scan]
-        stop = min((number + 1) * CHUNK_ROWS, source.rows(part))
-        raw = source.read(part, number * CHUNK_ROWS, stop)
-        self._held[key] = raw
-        self.bytes += _bytes(raw)
-        while self.bytes > self._limit and len(self._held) > 1:
+        source = self._sources[scan]
+        first = number // self._span * self._span
+        start, stop = first * CHUNK_ROWS, min((first + self._span) * CHUNK_ROWS, source.rows(part))
+        raw = source.read(part, start, stop)
+        wanted: Raw = {}
+        for place in range(-(-(stop - start) // CHUNK_ROWS)):
+            rows = slice(place * CHUNK_ROWS, (place + 1) * CHUNK_ROWS)
+            block = {name: column[rows].copy() for name, column in raw.items()}
+            self._hold((scan, part, first + place), block)
+            if first + place == number:
+                wanted = block
+        return wanted
+
+    def _hold(self, key: tuple[int, str, int], block: Raw) -> None:
+        if key in self._held:
+            return
+        self._held[key] = block
+        self._bytes += _bytes(block)
+        while self._bytes > self._limit and len(self._held) > 1:
             _, dropped = self._held.popitem(last=False)
-            self.bytes -= _bytes(dropped)
-        return raw
+            self._bytes -= _bytes(dropped)
 
 
 def _bytes(raw: Raw) -> int:
@@ -171,7 +191,7 @@ class _Shuffler:
             taken = min(count, length - inside)
             first, stride = self._walk(length, scan, word, turn, number)
             pick = (first + stride * np.arange(inside, inside + taken)) % length
-            block = self._cache.block(self._sources, scan, part, number)
+            block = self._cache.block(scan, part, number)
             pieces.append({name: column.take(pick, axis=0) for name, column in block.items()})
             start += taken
             count -= taken
@@ -211,7 +231,8 @@ class _Batches:
             if empty:
                 where = f"scan {number} of {len(self._sources)}"
                 raise ConfigError(one_line(f"has no {empty[0]} samples", where, "", "run the sample step again"))
-        self._shuffler = _Shuffler(self._sources, seed, _BlockCache(cache_mib * 2**20))
+        cache = _BlockCache(self._sources, self._counts, cache_mib * 2**20)
+        self._shuffler = _Shuffler(self._sources, seed, cache)
         rows = [[source.rows(part) for part in self._counts] for source in self._sources]
         self._digest = digest_json({"seed": seed, "batch": batch, "counts": self._counts, "rows": rows})
         self._step = 0

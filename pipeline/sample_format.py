@@ -231,3 +231,10 @@ DECODERS: Mapping[str, tuple[tuple[str, ...], Callable[[Raw], dict[str, NDArray]
     "pairs": (PAIRS, decode_pairs),
 }
 """For each set of samples, its columns and how stored rows become what a batch holds."""
+
+
+def row_bytes(part: str) -> int:
+    """Bytes that a decoded but still quantised row of a set takes in memory."""
+    width = {"xyz": 3, "uv": 2}
+    columns = (COLUMNS[name] for name in DECODERS[part][0])
+    return sum(np.dtype(c.dtype).itemsize * width.get(c.dimensions[-1], 1) for c in columns)

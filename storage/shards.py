@@ -34,7 +34,7 @@ from storage.errors import ConfigError, StorageConflict, one_line
 from storage.quantise import Column
 from storage.store import LocalStore, ObjectStore, Store
 
-CHUNK_ROWS = 16_384
+CHUNK_ROWS = 8_192
 """Rows that are read and decoded at once; a plain small read costs about as much as a whole chunk."""
 
 

@@ -21,7 +21,7 @@ from registration.mesh import Mesh, mesh_to_ply, transform_points
 from registration.scan_regions import find_scan_regions
 from registration.template import REGIONS, Template
 from storage.errors import StorageConflict
-from storage.store import LocalStore
+from storage.store import LocalStore, Store
 
 RADIUS_MM = 90.0
 PLANE = np.array([0.0, 1.0, 0.0, 60.0])
@@ -258,3 +258,66 @@ def test_a_damaged_shard_is_named_and_redone(tmp_path: Path) -> None:
     again = run_sample(workspace, "001/smile")
     assert again == manifest
     assert len(ShardSource(workspace.store, "001/smile", again.outputs).read("pairs", 0, 10)["pair_canonical"]) == 10
+
+
+class _Killed(BaseException):
+    pass
+
+
+class _MortalStore(LocalStore):
+    """Dies at its n-th change, as a process would."""
+
+    changes_left = 10**9
+
+    def put(self, path: str, data: bytes) -> None:
+        self._live()
+        super().put(path, data)
+
+    def delete(self, path: str) -> None:
+        self._live()
+        super().delete(path)
+
+    def _live(self) -> None:
+        self.changes_left -= 1
+        if self.changes_left < 0:
+            raise _Killed
+
+
+def _verify(store: Store, workspace: Workspace) -> None:
+    """Whatever a manifest or plain Zarr shows is whole."""
+    for key in ("001/neutral", "001/smile"):
+        manifest = workspace.manifest("sample", key)
+        if manifest is not None:
+            source = ShardSource(store, key, manifest.outputs)
+            assert len(source.read("pairs", 0, source.rows("pairs"))["pair_canonical"]) == source.rows("pairs")
+    if store.exists("samples.zarr/zarr.json"):
+        for _, group in zarr.open_group(Path(store.url) / "samples.zarr", mode="r").groups():
+            for _, scan in group.groups():
+                assert all(np.asarray(array[:]).shape == array.shape for _, array in scan.arrays())
+
+
+@pytest.mark.filterwarnings("ignore:Object at")
+def test_death_at_any_write_leaves_the_store_readable_and_the_rerun_equal(tmp_path: Path) -> None:
+    undisturbed = _workspace(tmp_path / "undisturbed")
+    for key in ("001/neutral", "001/smile"):
+        run_sample(undisturbed, key)
+    want = _bytes(tmp_path / "undisturbed")
+    workspace = _workspace(tmp_path / "killed")
+    run_sample(workspace, "001/smile")
+    store = _MortalStore(tmp_path / "killed")
+    killed = Workspace(store, workspace.config, workspace.steps)
+    writes = 0
+    for deaths in range(0, 200, 5):
+        store.changes_left = deaths
+        try:
+            run_sample(killed, "001/neutral")
+        except _Killed:
+            _verify(store, killed)
+            assert killed.manifest("sample", "001/smile") is not None
+            continue
+        writes = deaths
+        break
+    assert writes > 20
+    got = _bytes(tmp_path / "killed")
+    assert got.keys() == want.keys()
+    assert all(got[path] == want[path] for path in want)
