@@ -26,7 +26,7 @@ class EngineError(NphmError):
 
 
 def quiet_engine() -> None:
-    """Keep the engine's log off the terminal; it still goes to the server. To be called before the engine is imported."""
+    """Keep the engine's log off the terminal; it still goes to the server. To be called before its import."""
     for handler in ("CONSOLE", "DEBUGGER"):
         os.environ.setdefault(f"PREFECT_LOGGING_HANDLERS_{handler}_LEVEL", "CRITICAL")
     os.environ.setdefault("DO_NOT_TRACK", "1")
@@ -58,7 +58,8 @@ def engine() -> Iterator[str]:
 def _own_server() -> tuple[subprocess.Popen[str], str]:
     """Start a server of our own, once a process: the engine's threads in the background hold on to the first they know.
 
-    It ends with this process, whose end of its lifeline is kept here. Its database lies in the user's cache and may be deleted at any time.
+    It ends with this process, whose end of its lifeline is kept here. Its database lies in the user's cache and may be
+    deleted at any time.
     """
     import prefect
 

@@ -11,7 +11,10 @@ from flows.commands import Out
 from flows.console import PLAIN, Exit, Output, Reply
 from flows.progress import progress_for
 
-Model = Annotated[str, Parameter(name="MODEL", help="A model's folder, WS/models/NAME.")]
+Model = Annotated[str, Parameter(name="MODEL", help="A model's folder, or its name in the workspace.")]
+Where = Annotated[
+    str, Parameter(name=["--workspace", "-w"], help="The workspace in which MODEL is looked for by name.")
+]
 
 
 def fit(
@@ -20,6 +23,7 @@ def fit(
     /,
     *,
     out: Out,
+    workspace: Where = ".",
     strict: Annotated[bool, Parameter(negative=())] = False,
     seed: int = 0,
     output: Output = PLAIN,
@@ -41,11 +45,13 @@ def fit(
     seed
         Of everything drawn.
     """
+    from pipeline.drawn_mesh import find_model
     from pipeline.fit import fit_files
 
+    folder = find_model(model, workspace)
     with progress_for(output) as progress:
         progress.start("fit", len(scans))
-        document = fit_files(Path(model), scans, Path(out), seed=seed)
+        document = fit_files(folder, scans, Path(out), seed=seed)
         progress.finish("fit")
     verdicts = {name: scan["verdict"] for name, scan in document["scans"].items()}
     rejected = [name for name, verdict in verdicts.items() if verdict != "accepted"]
@@ -60,6 +66,7 @@ def mesh(
     /,
     *,
     out: Out,
+    workspace: Where = ".",
     identity: str = "mean",
     expression: str = "canonical",
     resolution: Annotated[int, Parameter(help="Cells along the longest side.")] = 256,
@@ -83,10 +90,10 @@ def mesh(
     seed
         Of what is drawn at random.
     """
-    from model import HeadModel
+    from pipeline.drawn_mesh import draw_mesh, find_model
     from registration.mesh import mesh_to_ply
 
-    made = HeadModel.load(model).mesh(identity, expression, resolution=resolution, seed=seed)
+    made = draw_mesh(find_model(model, workspace), identity, expression, resolution, seed)
     path = Path(out)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(mesh_to_ply(made))

@@ -50,12 +50,14 @@ def judge(figures: Mapping[str, Any], thresholds: object) -> list[str]:
     return []
 
 
+_REGISTER_NEEDS = (Need("clean"), Need("register", "canonical"))
+
 STEPS = {
     spec.name: spec
     for spec in (
         StepSpec("ingest", "ingest", STEP_VERSION, None, judge_ingest),
         StepSpec("clean", "clean", 1, run_clean, judge, needs=(Need("ingest"),)),
-        StepSpec("register", "registrations", 1, run_register, judge, needs=(Need("clean"), Need("register", "canonical"))),
+        StepSpec("register", "registrations", 1, run_register, judge, needs=_REGISTER_NEEDS),
         StepSpec("train", "models", 1, run_train, judge, scope="model", needs=(Need("register", "all"),)),
     )
 }
