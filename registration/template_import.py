@@ -25,6 +25,8 @@ ICT_SKIN_VERTICES = 11248
 ICT_FACE_VERTICES = 6706
 """Brow to chin, without ears and throat."""
 MAX_NPZ_BYTES = 512 * 1024**2
+MAX_MESH_BYTES = 256 * 1024**2
+MAX_LANDMARKS_BYTES = 1024**2
 MAX_VERTICES = 200_000
 FURTHEST_LANDMARK_MM = 5.0
 """A landmark given as a point must lie this close to a vertex."""
@@ -161,7 +163,25 @@ def _ict_template(
     return template
 
 
-def import_mesh(data: bytes, landmarks_json: bytes | None, where: str = "template mesh") -> Template:
+def import_mesh(mesh: Path, landmarks: Path | None) -> Template:
+    """Read a head mesh and its landmarks as a template, see ``mesh_template``.
+
+    Raises:
+        ConfigError: a file is missing, too large, or can't be used.
+    """
+    told = None if landmarks is None else _read_file(Path(landmarks), MAX_LANDMARKS_BYTES)
+    return mesh_template(_read_file(Path(mesh), MAX_MESH_BYTES), told, str(mesh))
+
+
+def _read_file(path: Path, most_bytes: int) -> bytes:
+    if not path.is_file():
+        raise ConfigError(one_line("is not there", str(path), "", "check the path"))
+    if path.stat().st_size > most_bytes:
+        raise ConfigError(one_line("is too large", str(path), f"over {most_bytes} bytes", "give a smaller file"))
+    return path.read_bytes()
+
+
+def mesh_template(data: bytes, landmarks_json: bytes | None, where: str = "template mesh") -> Template:
     """Make a template of any head mesh and its 68 landmarks.
 
     The landmarks bring the mesh into the head frame; the embedded template, bent onto it by them, lends face and

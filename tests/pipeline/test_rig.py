@@ -117,6 +117,29 @@ def test_a_session_grows(studio: Path, tmp_path: Path) -> None:
     assert contents(tmp_path) == contents(studio)
 
 
+def test_a_stopped_call_goes_on(studio: Path, tmp_path: Path) -> None:
+    class StoppedError(Exception):
+        pass
+
+    def stop(key: str) -> None:
+        raise StoppedError(key)
+
+    with pytest.raises(StoppedError, match="001/neutral_open"):
+        simulate(tmp_path, 1, 2, 7, small(), stop)
+    assert not (tmp_path / "session/session.json").exists()
+    first = (tmp_path / "truth/001/neutral_open.npz").stat().st_mtime_ns
+    simulate(tmp_path, 1, 2, 7, small())
+    assert (tmp_path / "truth/001/neutral_open.npz").stat().st_mtime_ns == first
+    assert contents(tmp_path) == contents(studio)
+
+
+def test_another_rig_is_kept_out(studio: Path) -> None:
+    with pytest.raises(ConfigError, match="seed 7, not 8"):
+        simulate(studio, 1, 2, 8, small())
+    with pytest.raises(ConfigError, match="profile studio, not phone"):
+        simulate(studio, 1, 2, 7, small(profile="phone"))
+
+
 def test_what_can_not_be_simulated_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="has no expression 'yawn'"):
         simulate(tmp_path, 1, ["yawn"], 0, small())

@@ -8,7 +8,7 @@ from scipy.spatial.transform import Rotation
 from registration.mesh import Mesh, mesh_to_ply
 from registration.procedural_head import head_template
 from registration.template import REGIONS, Template
-from registration.template_import import ICT_SKIN_VERTICES, import_ict, import_mesh
+from registration.template_import import ICT_SKIN_VERTICES, import_ict, import_mesh, mesh_template
 from registration.template_picture import template_sheet
 from registration.template_regions import throat_plane
 from storage.errors import ConfigError
@@ -77,7 +77,7 @@ class TestIct:
         turn = Rotation.from_euler("xyz", [20, 130, -40], degrees=True).as_matrix()
         moved = ict.mesh.with_vertices((ict.mesh.vertices @ turn.T + 300.0) * 0.1)
         points = moved.vertices[ict.landmarks].tolist()
-        found = import_mesh(mesh_to_ply(moved), json.dumps({"landmarks": points}).encode(), "heads/other.ply")
+        found = mesh_template(mesh_to_ply(moved), json.dumps({"landmarks": points}).encode(), "heads/other.ply")
         assert found.name == "other"
         assert (found.face_mask == ict.face_mask).mean() > 0.8
         np.testing.assert_array_equal(found.landmarks, ict.landmarks)
@@ -98,7 +98,7 @@ class TestIct:
 def test_landmarks_that_are_none_are_named(landmarks: bytes | None, says: str) -> None:
     data = mesh_to_ply(head_template().mesh)
     with pytest.raises(ConfigError, match=says) as caught:
-        import_mesh(data, landmarks, "head.ply")
+        mesh_template(data, landmarks, "head.ply")
     assert str(caught.value).startswith("head.ply: ")
 
 
@@ -107,12 +107,12 @@ def test_landmarks_in_another_order_are_refused() -> None:
     mixed = template.landmarks[::-1].tolist()
     mixed[36], mixed[45] = int(template.landmarks[36]), int(template.landmarks[45])
     with pytest.raises(ConfigError, match="no head's"):
-        import_mesh(mesh_to_ply(template.mesh), json.dumps(mixed).encode(), "head.ply")
+        mesh_template(mesh_to_ply(template.mesh), json.dumps(mixed).encode(), "head.ply")
 
 
 def test_the_own_head_comes_back_as_itself() -> None:
     template = head_template()
-    found = import_mesh(mesh_to_ply(template.mesh), json.dumps(template.landmarks.tolist()).encode(), "head.ply")
+    found = mesh_template(mesh_to_ply(template.mesh), json.dumps(template.landmarks.tolist()).encode(), "head.ply")
     np.testing.assert_allclose(found.mesh.vertices, template.mesh.vertices, atol=1e-3)
     np.testing.assert_array_equal(found.regions, template.regions)
     np.testing.assert_array_equal(found.mirror, template.mirror)
@@ -120,10 +120,26 @@ def test_the_own_head_comes_back_as_itself() -> None:
 
 def test_a_mesh_that_is_none_is_named() -> None:
     with pytest.raises(ConfigError, match=r"x\.obj: "):
-        import_mesh(b"nothing", json.dumps(list(range(68))).encode(), "x.obj")
+        mesh_template(b"nothing", json.dumps(list(range(68))).encode(), "x.obj")
     small = mesh_to_ply(Mesh.of(np.eye(3), [[0, 1, 2]]))
     with pytest.raises(ConfigError, match="3 vertices"):
-        import_mesh(small, json.dumps(list(range(68))).encode(), "x.ply")
+        mesh_template(small, json.dumps(list(range(68))).encode(), "x.ply")
+
+
+def test_reads_files_and_names_missing_ones(tmp_path: Path) -> None:
+    template = head_template()
+    (tmp_path / "own.ply").write_bytes(mesh_to_ply(template.mesh))
+    (tmp_path / "own.json").write_text(json.dumps(template.landmarks.tolist()))
+    assert import_mesh(tmp_path / "own.ply", tmp_path / "own.json").name == "own"
+    with pytest.raises(ConfigError, match=r"none\.json: is not there"):
+        import_mesh(tmp_path / "own.ply", tmp_path / "none.json")
+    with pytest.raises(ConfigError, match=r"none\.npz: is not there"):
+        import_ict(tmp_path / "none.npz")
+    with pytest.raises(ConfigError, match="is no ICT-FaceKit checkout"):
+        import_ict(tmp_path)
+    (tmp_path / "bad.npz").write_bytes(b"PK\x03\x04 bad")
+    with pytest.raises(ConfigError, match="is no ICT model"):
+        import_ict(tmp_path / "bad.npz")
 
 
 def test_the_sheet_shows_every_region() -> None:
