@@ -36,7 +36,7 @@ class IdentityConfig(_Frozen):
         default=0.6, gt=0, description="scale of the background network's coordinates"
     )
     coordinate_gain: float = Field(
-        default=3.0, gt=0, description="local coordinates at the reach; more shows finer detail sooner"
+        default=5.0, gt=0, description="local coordinates at the reach; more shows finer detail sooner"
     )
     sharpness: float = Field(
         default=4.0, ge=0, description="log-weight an anchor has lost at its reach, before the window"
@@ -61,7 +61,7 @@ class DeformationConfig(_Frozen):
         default="silu", description="softplus100 is the paper's; silu is cheap and as smooth"
     )
     coordinate_gain: float = Field(
-        default=4.0, gt=0, description="positions are multiplied by this before the first layer"
+        default=8.0, gt=0, description="positions are multiplied by this before the first layer"
     )
     compression_noise: float = Field(
         default=0.005, ge=0, description="spread of the noise on the compressed code in training"
@@ -117,8 +117,8 @@ class TrainingConfig(_Frozen):
     """Everything that the training of a head model depends on, beside its samples."""
 
     field: FieldConfig = FieldConfig()
-    stage1: StageConfig = StageConfig(steps=20000, learning_rate=2e-3, code_learning_rate=2e-3, code_init=0.1)
-    stage2: StageConfig = StageConfig(steps=12000, learning_rate=1e-3, code_learning_rate=2e-3, code_init=0.1)
+    stage1: StageConfig = StageConfig(steps=20000, learning_rate=2e-3, code_learning_rate=5e-3, code_init=0.1)
+    stage2: StageConfig = StageConfig(steps=12000, learning_rate=5e-3, code_learning_rate=2e-2, code_init=0.1)
     identity_losses: IdentityLossWeights = IdentityLossWeights()
     deformation_losses: DeformationLossWeights = DeformationLossWeights()
     distance_clamp_mm: float = Field(default=25.0, gt=0, description="direct distances count up to here")
