@@ -27,7 +27,7 @@ __all__ = ["ScanKey", "Workspace"]
 class Workspace:
     """The results of all steps, over any store.
 
-    Manifests are read from the store each time; ``pipeline.planner.Snapshot`` holds them for a whole plan.
+    A manifest is read again whenever the store has another version of it; ``pipeline.snapshot`` reads all of them once.
 
     Attributes:
         store: where everything lies.
@@ -40,6 +40,7 @@ class Workspace:
         self.store = store
         self.config = config
         self.steps = steps
+        self._read: dict[str, tuple[str, Manifest]] = {}
         self.tell: Callable[[int, int, str], None] = lambda done, total, note: None
 
     @property
@@ -49,7 +50,16 @@ class Workspace:
 
     def manifest(self, step: str, key: str) -> Manifest | None:
         """The manifest of a step's result for a key, or None where there is none."""
-        return read_manifest(self.store, self._manifest_path(step, key))
+        path = self._manifest_path(step, key)
+        found = self.store.stat(path)
+        if found is None:
+            return None
+        version, manifest = self._read.get(path, ("", None))
+        if manifest is None or version != found.version:
+            manifest = read_manifest(self.store, path)
+            if manifest is not None:
+                self._read[path] = (found.version, manifest)
+        return manifest
 
     def accepted(self, step: str, key: str) -> Manifest:
         """The manifest of a result that a later step relies on.

@@ -29,4 +29,5 @@ def one_line(what: str, where: str, why: str, remedy: str) -> str:
     'S/001/smile/depth/003.png: depth image is truncated (12 of 40 kB); copy it again'
     """
     detail = f" ({why})" if why else ""
-    return f"{where}: {what}{detail}; {remedy}"
+    line = " ".join(f"{where}: {what}{detail}; {remedy}".split())
+    return "".join(c if c.isprintable() else "?" for c in line)  # names from anywhere must not steer a terminal

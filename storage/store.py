@@ -26,7 +26,7 @@ class Stat(NamedTuple):
 
     Attributes:
         bytes: its size.
-        version: changes whenever the object is written anew (modification time on disk, entity tag in a bucket).
+        version: changes whenever the object is written anew (time and inode on disk, entity tag in a bucket).
         modified_ns: when it was last written, in nanoseconds since 1970.
     """
 
@@ -156,7 +156,7 @@ class LocalStore(Store):
             found = os.stat(self._file(path))
         except (FileNotFoundError, NotADirectoryError):
             return None
-        return Stat(found.st_size, str(found.st_mtime_ns), found.st_mtime_ns)
+        return _stat_of_file(found)
 
     def stats(self, folder: str = "") -> dict[str, Stat]:
         found: dict[str, Stat] = {}
@@ -174,8 +174,7 @@ class LocalStore(Store):
                         if entry.path != skipped:
                             waiting.append(Path(entry.path))
                     elif entry.is_file():
-                        of = entry.stat()
-                        found[entry.path[cut:]] = Stat(of.st_size, str(of.st_mtime_ns), of.st_mtime_ns)
+                        found[entry.path[cut:]] = _stat_of_file(entry.stat())
         return dict(sorted(found.items()))
 
     @contextmanager
@@ -192,6 +191,11 @@ class LocalStore(Store):
                 file.unlink(missing_ok=True)
                 swept += 1
         return swept
+
+
+def _stat_of_file(found: os.stat_result) -> Stat:
+    version = f"{found.st_mtime_ns}.{found.st_ino}"  # a clock's tick may see two writes, but each makes a new file
+    return Stat(found.st_size, version, found.st_mtime_ns)
 
 
 def _sync_folder(folder: Path) -> None:
