@@ -38,7 +38,7 @@ class DeformationSampleConfig(BaseModel):
         default=1.5, gt=0, description="a registration's residual at which a pair counts 1/e, mm"
     )
     unobserved_weight: float = Field(default=0.3, ge=0, le=1, description="weight where the registration saw nothing")
-    extension_weight: float = Field(default=0.3, ge=0, le=1, description="weight of an extension pair over its foot's")
+    extension_weight: float = Field(default=0.5, ge=0, le=1, description="weight of an extension pair over its foot's")
     density: RegionDensity = RegionDensity()
 
 
