@@ -157,8 +157,7 @@ def train(
         The model at the end, on the device.
 
     Raises:
-        ConfigError: the checkpoint is of another config or other data.
-        FloatingPointError: a loss is no longer finite.
+        ConfigError: the checkpoint is of another config or other data, or a loss is no longer finite.
     """
     with _threads(config.threads):
         return _Run(config, data, save, progress, record, seed, device).train(resume)
@@ -231,7 +230,11 @@ class _Run:
             if done % self.config.record_every == 0 or done == stage.steps:
                 line = {key: float(value.detach()) for key, value in losses.items()}
                 if not np.isfinite(list(line.values())).all():
-                    raise FloatingPointError(f"{name} step {done}: a loss is not finite ({line}); lower the rate")
+                    broken = ", ".join(key for key, value in line.items() if not np.isfinite(value))
+                    remedy = f"lower {name}'s learning_rate or look for samples that are not finite"
+                    raise ConfigError(
+                        one_line("training diverged", f"{name} step {done}", f"{broken} not finite", remedy)
+                    )
                 line = {"stage": number, "step": done, "rate": rate, "loss": float(loss.detach()), **line}
                 self.model.curve.append(line)
                 self.record(line)
