@@ -170,7 +170,7 @@ def test_a_loss_that_is_not_finite_stops_training() -> None:
             return batch | {"near_sdf": batch["near_sdf"] * np.nan}
 
     data = TrainingData(Broken(), None, 2, 0, DIRECTIONS * 75, 3)
-    with pytest.raises(ConfigError, match="training diverged.*near_sdf"):
+    with pytest.raises(ConfigError, match=r"training diverged.*near_sdf"):
         train(a_config(5, 0), data, lambda n, d: None)
 
 
