@@ -8,205 +8,24 @@ nothing.
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from math import gcd
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.sample_format import (
-    COLUMNS,
-    DECODERS,
-    SAMPLES_ROOT,
-    DeformationSamples,
-    IdentitySamples,
-    Raw,
-    quantise_samples,
-    row_bytes,
-)
+from pipeline.sample_format import DECODERS, DeformationSamples, IdentitySamples
+from pipeline.scan_rows import BlockCache, MemorySource, ScanSource, Shuffler
 from storage.digest import digest_json
 from storage.errors import ConfigError, one_line
-from storage.shards import CHUNK_ROWS, GroupReader, StoredFile
-from storage.store import Store
 
 CACHE_MIB = 512
 """How much of the stored (quantised) samples a loader keeps in memory."""
 
 Batch = dict[str, NDArray]
-
-
-class ScanSource(Protocol):
-    """Stored rows of one scan's sample sets (``surface``, ``near``, ``space`` or ``pairs``)."""
-
-    def rows(self, part: str) -> int:
-        """How many rows a set has."""
-
-    def read(self, part: str, start: int, stop: int) -> Raw:
-        """Stored values of some rows of a set, by column."""
-
-    def anchors_mm(self) -> NDArray[np.float32]:
-        """(K, 3) the anchors of the subject, head frame."""
-
-
-class ShardSource:
-    """Rows of a scan's shards, read when they are wanted and checked then.
-
-    Args:
-        store: the workspace's store.
-        key: SUBJECT/EXPRESSION.
-        files: the group's objects as the sample step's manifest lists them.
-    """
-
-    def __init__(self, store: Store, key: str, files: Mapping[str, StoredFile]) -> None:
-        self._group = GroupReader(store, f"{SAMPLES_ROOT}/{key}", files, COLUMNS)
-
-    def rows(self, part: str) -> int:
-        return int(self._group.attributes["rows"].get(part, 0))
-
-    def read(self, part: str, start: int, stop: int) -> Raw:
-        return {name: self._group.read(name, start, stop) for name in DECODERS[part][0]}
-
-    def anchors_mm(self) -> NDArray[np.float32]:
-        return self._group.read("anchors").astype(np.float32)
-
-
-class MemorySource:
-    """Rows of samples that lie in memory, quantised as the shards are.
-
-    Args:
-        samples: identity samples, deformation samples, or both, of one scan.
-    """
-
-    def __init__(self, *samples: IdentitySamples | DeformationSamples) -> None:
-        self._stored: dict[str, NDArray] = {}
-        for one in samples:
-            self._stored |= quantise_samples(one, "samples in memory")
-
-    def rows(self, part: str) -> int:
-        return len(self._stored.get(DECODERS[part][0][0], ()))
-
-    def read(self, part: str, start: int, stop: int) -> Raw:
-        return {name: self._stored[name][start:stop] for name in DECODERS[part][0]}
-
-    def anchors_mm(self) -> NDArray[np.float32]:
-        anchors: NDArray[np.float32] = self._stored["anchors"]
-        return anchors
-
-
-class _BlockCache:
-    """Blocks of stored rows, the least recently used dropped once there are too many bytes.
-
-    A read costs about the same whatever its length, so each fetches as many blocks as leave room for those of all
-    scans.
-    """
-
-    def __init__(self, sources: Sequence[ScanSource], parts: Iterable[str], limit_bytes: int) -> None:
-        self._sources, self._limit = sources, limit_bytes
-        one_of_each = len(sources) * sum(CHUNK_ROWS * row_bytes(part) for part in parts)
-        self._span = max(1, limit_bytes // max(one_of_each, 1))
-        self._held: OrderedDict[tuple[int, str, int], Raw] = OrderedDict()
-        self._bytes = 0
-
-    def block(self, scan: int, part: str, number: int) -> Raw:
-        """The rows of a block of a scan's samples."""
-        key = (scan, part, number)
-        if key in self._held:
-            self._held.move_to_end(key)
-            return self._held[key]
-        source = self._sources[scan]
-        first = number // self._span * self._span
-        start, stop = first * CHUNK_ROWS, min((first + self._span) * CHUNK_ROWS, source.rows(part))
-        raw = source.read(part, start, stop)
-        wanted: Raw = {}
-        for place in range(-(-(stop - start) // CHUNK_ROWS)):
-            rows = slice(place * CHUNK_ROWS, (place + 1) * CHUNK_ROWS)
-            block = {name: column[rows].copy() for name, column in raw.items()}
-            self._hold((scan, part, first + place), block)
-            if first + place == number:
-                wanted = block
-        return wanted
-
-    def _hold(self, key: tuple[int, str, int], block: Raw) -> None:
-        if key in self._held:
-            return
-        self._held[key] = block
-        self._bytes += _bytes(block)
-        while self._bytes > self._limit and len(self._held) > 1:
-            _, dropped = self._held.popitem(last=False)
-            self._bytes -= _bytes(dropped)
-
-
-def _bytes(raw: Raw) -> int:
-    return sum(array.nbytes for array in raw.values())
-
-
-class _Shuffler:
-    """The endless shuffled stream of each scan's rows, addressed by position.
-
-    Rows lie in the shards in random order, so any fixed stretch is a random draw. A walk of random stride through a
-    block puts other rows together in each pass and needs no memory.
-    """
-
-    def __init__(self, sources: Sequence[ScanSource], seed: int, cache: _BlockCache) -> None:
-        self._sources, self._seed, self._cache = sources, seed, cache
-        self._drawn: OrderedDict[tuple[int, ...], NDArray[np.int64]] = OrderedDict()
-
-    def order(self, count: int, *words: int) -> NDArray[np.int64]:
-        """The permutation of ``count`` things that belongs to some words."""
-        return self._kept((0, count, *words), lambda rng: rng.permutation(count))
-
-    def _walk(self, count: int, *words: int) -> NDArray[np.int64]:
-        """Start and stride of the walk through ``count`` rows that belongs to some words."""
-        return self._kept(
-            (1, count, *words), lambda rng: np.array([rng.integers(count), _stride(rng, count)], np.int64)
-        )
-
-    def _kept(
-        self, words: tuple[int, ...], draw: Callable[[np.random.Generator], NDArray[np.int64]]
-    ) -> NDArray[np.int64]:
-        if words not in self._drawn:
-            self._drawn[words] = draw(np.random.default_rng([self._seed, *words]))
-            while len(self._drawn) > 12 * len(self._sources) + 64:
-                self._drawn.popitem(last=False)
-        return self._drawn[words]
-
-    def take(self, scan: int, part: str, start: int, count: int) -> list[Raw]:
-        """Rows ``start`` to ``start + count`` of a scan's stream, in pieces."""
-        rows = self._sources[scan].rows(part)
-        blocks = -(-rows // CHUNK_ROWS)
-        word = _PARTS.index(part)
-        pieces: list[Raw] = []
-        while count:
-            turn, at = divmod(start, rows)
-            order = self.order(blocks, scan, word, turn)
-            lengths = np.minimum(CHUNK_ROWS, rows - order * CHUNK_ROWS)
-            ends = np.cumsum(lengths)
-            place = int(np.searchsorted(ends, at, side="right"))
-            length, number = int(lengths[place]), int(order[place])
-            inside = at - int(ends[place]) + length
-            taken = min(count, length - inside)
-            first, stride = self._walk(length, scan, word, turn, number)
-            pick = (first + stride * np.arange(inside, inside + taken)) % length
-            block = self._cache.block(scan, part, number)
-            pieces.append({name: column.take(pick, axis=0) for name, column in block.items()})
-            start += taken
-            count -= taken
-        return pieces
-
-
-def _stride(rng: np.random.Generator, count: int) -> int:
-    """A random stride that visits every one of ``count`` rows: one without a common divisor."""
-    while True:
-        stride = int(rng.integers(1, max(count, 2)))
-        if gcd(stride, count) == 1:
-            return stride
-
-
-_PARTS = ("surface", "near", "space", "pairs")
 
 
 class _Batches:
@@ -231,8 +50,8 @@ class _Batches:
             if empty:
                 where = f"scan {number} of {len(self._sources)}"
                 raise ConfigError(one_line(f"has no {empty[0]} samples", where, "", "run the sample step again"))
-        cache = _BlockCache(self._sources, self._counts, cache_mib * 2**20)
-        self._shuffler = _Shuffler(self._sources, seed, cache)
+        cache = BlockCache(self._sources, self._counts, cache_mib * 2**20)
+        self._shuffler = Shuffler(self._sources, seed, cache)
         rows = [[source.rows(part) for part in self._counts] for source in self._sources]
         self._digest = digest_json({"seed": seed, "batch": batch, "counts": self._counts, "rows": rows})
         self._step = 0

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from model.config import TrainingConfig
-from pipeline.batches import DeformationBatches, IdentityBatches, IdentityCounts, ScanSource, ShardSource
+from pipeline.batches import DeformationBatches, IdentityBatches, IdentityCounts
 from pipeline.sample_format import decode_surface
+from pipeline.scan_rows import ScanSource, ShardSource
 from storage.digest import digest_json
 from storage.errors import ConfigError, one_line
 from storage.manifest import Manifest

@@ -3,8 +3,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.batches import DeformationBatches, IdentityBatches, IdentityCounts, MemorySource, ShardSource
+from pipeline.batches import DeformationBatches, IdentityBatches, IdentityCounts
 from pipeline.sample_format import SAMPLES_ROOT, DeformationSamples, IdentitySamples, encode_samples, quantise_samples
+from pipeline.scan_rows import MemorySource, ShardSource
 from storage.digest import digest_bytes
 from storage.errors import ConfigError
 from storage.manifest import Output

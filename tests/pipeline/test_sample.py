@@ -10,11 +10,12 @@ import open3d as o3d
 import pytest
 import zarr
 
-from pipeline.batches import DeformationBatches, IdentityBatches, IdentityCounts, ShardSource
+from pipeline.batches import DeformationBatches, IdentityBatches, IdentityCounts
 from pipeline.config import PipelineConfig
 from pipeline.deformation_samples import DeformationSampleConfig, sample_deformation
 from pipeline.identity_samples import IdentitySampleConfig, RegionDensity, sample_identity
 from pipeline.sample import STEP_VERSION, SampleConfig, SampleThresholds, judge_sample, run_sample
+from pipeline.scan_rows import ShardSource
 from pipeline.stepspec import Need, StepSpec
 from pipeline.workspace import Workspace
 from registration.mesh import Mesh, mesh_to_ply, transform_points
