@@ -14,12 +14,16 @@ from model.config import PAPER_FIELD
 from pipeline.capture import IngestConfig
 from pipeline.clean import CleanConfig, CleanThresholds
 from pipeline.evaluate_config import EvaluateConfig, EvaluateThresholds
+from pipeline.register import RegisterConfig, RegisterThresholds
 from pipeline.sample import SampleConfig, SampleThresholds
 from pipeline.train import TrainConfig, TrainThresholds
 from storage.digest import digest_json
 from storage.errors import ConfigError, one_line
 
 Preset = Literal["demo", "small", "paper"]
+
+_FIELDS = {"register": "registration"}
+"""Steps whose name a pydantic class has taken: their field's name, while the file keeps the step's."""
 
 
 class SplitShares(BaseModel):
@@ -40,9 +44,10 @@ class SplitShares(BaseModel):
 class Thresholds(BaseModel):
     """The limits of each step's verdict. Changing one judges anew and computes nothing."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, serialize_by_alias=True)
 
     clean: CleanThresholds = CleanThresholds()
+    registration: RegisterThresholds = Field(default=RegisterThresholds(), alias="register")
     sample: SampleThresholds = SampleThresholds()
     train: TrainThresholds = TrainThresholds()
     evaluate: EvaluateThresholds = EvaluateThresholds()
@@ -51,7 +56,7 @@ class Thresholds(BaseModel):
 class PipelineConfig(BaseModel):
     """Everything that a workspace's results depend on, beside the captures and the template."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, serialize_by_alias=True)
 
     schema_version: Literal[1] = 1
     preset: Preset = Field(default="small", description="the preset whose values were the start")
@@ -63,6 +68,7 @@ class PipelineConfig(BaseModel):
     splits: SplitShares = SplitShares()
     ingest: IngestConfig = IngestConfig()
     clean: CleanConfig = CleanConfig()
+    registration: RegisterConfig = Field(default=RegisterConfig(), alias="register")
     sample: SampleConfig = SampleConfig()
     train: TrainConfig = TrainConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
@@ -70,11 +76,11 @@ class PipelineConfig(BaseModel):
 
     def of_step(self, step: str) -> BaseModel | None:
         """The config of a step, or None where it has none."""
-        return getattr(self, step, None)
+        return getattr(self, _FIELDS.get(step, step), None)
 
     def thresholds_of_step(self, step: str) -> BaseModel | None:
         """The thresholds of a step, or None where it has none."""
-        return getattr(self.thresholds, step, None)
+        return getattr(self.thresholds, _FIELDS.get(step, step), None)
 
     def resolved(self, step: str) -> dict[str, Any]:
         """What a step's results depend on, as plain values: its config and the run's seed, thresholds left out."""
@@ -163,8 +169,8 @@ def _describe(error: ValidationError, where: str) -> str:
 def _keys_beside(names: list[str]) -> list[str]:
     here: Any = PipelineConfig
     for name in names[:-1]:
-        here = here.model_fields[name].annotation
-    return sorted(here.model_fields)
+        here = here.model_fields[_FIELDS.get(name, name)].annotation
+    return sorted(field.alias or name for name, field in here.model_fields.items())
 
 
 def config_from_toml(data: bytes, where: str = "pipeline.toml") -> PipelineConfig:

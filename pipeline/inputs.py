@@ -104,9 +104,9 @@ def expected_inputs(book: Book, spec: StepSpec, key: str) -> dict[str, str]:
             if need.over in ("own", "canonical", "model"):
                 if manifest is None or not manifest.accepted:
                     inputs[role] = "missing" if manifest is None else "rejected"
-                else:
+                if manifest is not None and need.takes(manifest):
                     inputs |= {f"{role}/{name}": sha for name, sha in result_digests(manifest).items()}
-            elif manifest is not None and (manifest.accepted or need.rejected_too):
+            elif manifest is not None and need.takes(manifest):
                 inputs[role] = digest_json([manifest.verdict, result_digests(manifest)])
     if spec.uses_template:
         inputs["template"] = book.template_digest()

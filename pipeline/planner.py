@@ -148,12 +148,12 @@ def _keys(ahead: _Ahead, spec: StepSpec) -> Iterator[str]:
 
 
 def _has_work(book: Book, spec: StepSpec, key: str) -> bool:
-    """Whether the first need, and every need of the scan's own, has an accepted result."""
+    """Whether the first need, and every need of the scan's own, has a result that may be read."""
     for place, need in enumerate(spec.needs):
-        if place > 0 and need.over not in ("own", "model"):
+        if place > 0 and need.over != "own":
             continue
         found = (book.manifest(need.step, source) for _, source in resolve(book, need, key))
-        if not any(manifest is not None and manifest.accepted for manifest in found):
+        if not any(manifest is not None and need.takes(manifest) for manifest in found):
             return False
     return True
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipeline import clean, ingest
+from pipeline import clean, evaluate, ingest, register, report, sample, train
 from pipeline.stepspec import Need, StepSpec
 
 INGEST = StepSpec("ingest", "ingest", ingest.STEP_VERSION, None, ingest.judge_ingest)
@@ -17,10 +17,83 @@ CLEAN = StepSpec(
     heeds=("accept",),
     uses_template=True,
     minutes=0.3,
-    megabytes=25,
+    megabytes=15,
 )
 
-_IN_ORDER: tuple[StepSpec, ...] = (INGEST, CLEAN)
+REGISTER = StepSpec(
+    "register",
+    "registrations",
+    register.STEP_VERSION,
+    register.run_register,
+    register.judge_register,
+    needs=(Need("clean"), Need("register", "canonical")),
+    heeds=("accept", "reject"),
+    uses_template=True,
+    minutes=0.2,
+    megabytes=2,
+)
 
-STEPS: dict[str, StepSpec] = {spec.name: spec for spec in _IN_ORDER}
+SAMPLE = StepSpec(
+    "sample",
+    "samples",
+    sample.STEP_VERSION,
+    sample.run_sample,
+    sample.judge_sample,
+    needs=(Need("register"), Need("clean"), Need("register", "canonical")),
+    uses_template=True,
+    minutes=0.1,
+    megabytes=3,
+)
+
+TRAIN = StepSpec(
+    "train",
+    "models",
+    train.STEP_VERSION,
+    train.run_train,
+    train.judge_train,
+    scope="model",
+    needs=(Need("sample", "train"), Need("register", "train")),
+    uses_template=True,
+    minutes=60,
+    megabytes=20,
+)
+
+EVALUATE = StepSpec(
+    "evaluate",
+    "evaluations",
+    evaluate.STEP_VERSION,
+    evaluate.run_evaluate,
+    evaluate.judge_evaluate,
+    scope="model",
+    needs=(
+        Need("train", "model"),
+        Need("clean", "train"),
+        Need("register", "train"),
+        Need("clean", "held_out"),
+        Need("register", "held_out"),
+    ),
+    minutes=10,
+    megabytes=10,
+)
+
+REPORT = StepSpec(
+    "report",
+    "reports",
+    report.STEP_VERSION,
+    report.run_report,
+    report.judge_report,
+    scope="model",
+    needs=(
+        Need("train", "model", rejected_too=True),
+        Need("evaluate", "model", rejected_too=True),
+        Need("clean", "all", rejected_too=True),
+        Need("register", "all", rejected_too=True),
+        Need("sample", "all", rejected_too=True),
+    ),
+    uses_template=True,
+    minutes=0.5,
+    megabytes=20,
+)
+
+STEPS: dict[str, StepSpec] = {spec.name: spec for spec in (INGEST, CLEAN, REGISTER, SAMPLE, TRAIN, EVALUATE, REPORT)}
 """The steps by name."""

@@ -25,12 +25,16 @@ class Need:
     Attributes:
         step: the earlier step.
         over: whose results.
-        rejected_too: with ``train``, ``held_out`` and ``all``: whether rejected results count as well.
+        rejected_too: whether rejected results are read as well.
     """
 
     step: str
     over: Over = "own"
     rejected_too: bool = False
+
+    def takes(self, manifest: Manifest) -> bool:
+        """Whether a result may be read."""
+        return manifest.accepted or self.rejected_too
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,7 @@ class StepSpec:
         run: module-level function of (workspace, key) that computes and commits; None for what no plan runs by key.
         judge: function of (figures, thresholds) that lists what speaks against the result.
         scope: one result a ``scan``, or one a ``model``.
-        needs: what it reads; the first one decides whether there is anything to do.
+        needs: what it reads. Without a result of the first one, and of each of the scan's own, there is nothing to do.
         heeds: what a person may say over its verdict.
         uses_template: whether the template is among its inputs.
         own_folder: whether nobody else writes in FOLDER/KEY.
