@@ -155,7 +155,7 @@ def _mouth_inside(rest: Field, skin: Field, jaw: dict[str, float]) -> list[Piece
     template = head_template()
     seam = rest[template.landmarks[62]]
     x = np.linspace(-1, 1, 25)
-    arc = np.column_stack([18.5 * x, np.zeros(25), -13.0 * x**2]) + seam + [0.0, 0.0, -13.5]
+    arc = np.column_stack([16.5 * x, np.zeros(25), -11.0 * x**2]) + seam + [0.0, 0.0, -13.5]
     jaw_shift = (posed(rest, jaw) - rest)[template.landmarks[[57, 8]]].mean(0)
     out: list[Piece] = []
     for low, high, shift in ((-1.8, 7.5, np.zeros(3)), (-10.0, -2.4, jaw_shift)):

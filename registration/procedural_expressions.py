@@ -276,7 +276,8 @@ def _pucker(person: Field) -> Field:
     x = person[:, 0]
     offset = np.column_stack([-0.42 * x * mouth, 0 * x, 3.0 * mouth + 4.5 * lips])
     full = 2.0 * _above_mouth() - 1.0
-    offset[:, 1] += full * (1.6 * lips * np.exp(-((x / 12.0) ** 2)))
+    off_seam = np.clip(np.abs(neutral_head()[1][:, 1] - MOUTH_Y_MM) / 8.0, 0.0, 1.0)
+    offset[:, 1] += full * off_seam * (2.2 * lips * np.exp(-((x / 12.0) ** 2)))
     return offset
 
 

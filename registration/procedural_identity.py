@@ -16,14 +16,20 @@ from registration.procedural_surface import EYE_MM, MOUTH_Y_MM
 Field = NDArray[np.float64]
 
 LIMIT = 2.2
-"""Parameters are drawn with unit spread and held within this."""
+"""Parameters are drawn with a spread of 0.9 and held within this."""
+UNIT = 1.3
+"""What one unit of a parameter is, in the fields as they are written below."""
 
 
 @lru_cache(maxsize=1)
 def identity_modes() -> dict[str, Field]:
     """Offset (n, 3) in mm at one unit of each named parameter."""
-    _, v = neutral_head()
-    return {name: field(v) for name, field in _FIELDS.items()}
+    grid, v = neutral_head()
+    modes = {name: UNIT * field(v) for name, field in _FIELDS.items()}
+    for offset in modes.values():  # closed lips stay closed
+        together = 0.5 * (offset[grid.mouth.upper] + offset[grid.mouth.lower])
+        offset[grid.mouth.upper] = offset[grid.mouth.lower] = together
+    return modes
 
 
 def sample_identity(rng: np.random.Generator) -> dict[str, float]:

@@ -139,7 +139,7 @@ def _mouth_edges(grid: HeadGrid) -> tuple[Slit, Field, Field, Field, Field]:
     x = MOUTH_HALF_MM * np.linspace(-1, 1, k + 2)
     y = MOUTH_Y_MM - 1.0 * np.exp(-((x / 5.0) ** 2)) + 0.9 * (x / MOUTH_HALF_MM) ** 2
     edge = _drop(np.column_stack([x, y]))
-    gap = np.array([0.0, 0.12, 0.0])
+    gap = np.array([0.0, 0.03, 0.0])
     return grid.mouth, edge[1:-1] - gap, edge[1:-1] + gap, edge[0], edge[-1]
 
 
