@@ -5,13 +5,14 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from registration.mesh import Mesh, face_areas, transform_points, vertex_normals
+from registration.mesh import Mesh, face_areas, face_normals, sample_surface, transform_points
 from registration.pictures import BACK, BACKGROUND, CLAY, FRONT, Picture, heat_colors, sheet
 
 VIEWS_SHOWN = (FRONT, 55.0, BACK)
 SIZE = 288
 EXTENT_MM = 400.0
 SPREAD_SHOWN_MM = 1.0
+POINTS_SHOWN = 200_000
 
 
 def point_picture(
@@ -63,13 +64,17 @@ def clean_sheet(
     """
     T = np.linalg.inv(T_world_from_head)
     raw, clean = transform_points(T, points_mm), mesh.transformed(T)
-    normals = vertex_normals(clean.vertices, clean.faces)
-    size = float(np.sqrt(2.0 * face_areas(clean.vertices, clean.faces).mean()))
     confidence = heat_colors(clean.attributes["spread_mm"], SPREAD_SHOWN_MM)
     confidence[clean.attributes["observed"] == 0] = (230, 60, 200)
+    # Points spread evenly over the surface cover it whatever the size of its triangles.
+    points, face, bary = sample_surface(clean, POINTS_SHOWN, np.random.default_rng(0))
+    normals = face_normals(clean.vertices, clean.faces)[face]
+    nearest = clean.faces[face, bary.argmax(1)]
+    size = 1.6 * float(np.sqrt(face_areas(clean.vertices, clean.faces).sum() / POINTS_SHOWN))
 
     def row(paint: NDArray[np.uint8] | None) -> list[Picture]:
-        return [point_picture(clean.vertices, paint, azimuth, normals, size) for azimuth in VIEWS_SHOWN]
+        color = None if paint is None else paint[nearest]
+        return [point_picture(points, color, azimuth, normals, size) for azimuth in VIEWS_SHOWN]
 
     rows = [[point_picture(raw, colors, azimuth) for azimuth in VIEWS_SHOWN], row(None), row(confidence)]
     titles = [

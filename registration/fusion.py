@@ -25,8 +25,11 @@ MAX_VIEWS = 256
 """How many views a voxel can listen to."""
 TILE = 8
 """Edge of the depth image's tiles whose range is looked at first, pixels."""
-PAST_MM = 10.0
+PAST_MM = 8.0
 """A view that sees this far behind a voxel has looked through it."""
+FADE = -0.6
+"""From this share of the truncation behind a surface on, its view's weight falls. Were it to fall from the surface on,
+one stray view would outvote all others there and leave a second layer beneath the first."""
 LEAST_FACING = 0.12
 """A view that sees the surface flatter than this cosine is not listened to."""
 
@@ -385,11 +388,13 @@ def fuse_blocks(  # type: ignore[no-untyped-def]
     weights = np.empty((cells, count))
     number = np.empty(cells, np.int64)
     through = np.empty(cells)
+    within = np.empty(cells)
     half = 0.5 * (BLOCK - 1) * voxel_mm
     for b in range(len(blocks)):
         x0, y0, z0 = blocks[b, 0] * BLOCK * voxel_mm, blocks[b, 1] * BLOCK * voxel_mm, blocks[b, 2] * BLOCK * voxel_mm
         number[:] = 0
         through[:] = 0.0
+        within[:] = 0.0
         for view in range(count):
             T = M[view]
             camera = cameras[view]
@@ -423,14 +428,18 @@ def fuse_blocks(  # type: ignore[no-untyped-def]
                 if depth < 0.0:
                     continue
                 facing = -(normal[pixel, 0] * cx + normal[pixel, 1] * cy + normal[pixel, 2] * cz) / cz
-                if facing < LEAST_FACING or abs(gap) * facing > truncation_mm + voxel_mm:
+                if facing < LEAST_FACING or abs(gap) * facing > 2.0 * truncation_mm:
+                    continue
+                if gap * facing < FADE * truncation_mm:
+                    within[e] += weight[pixel]
+                if abs(gap) * facing > truncation_mm + voxel_mm:
                     continue
                 d = (blended_depth(pixel, u, v, place, depth_mm, slope) - cz) * facing
                 if d > truncation_mm or d < -truncation_mm:
                     continue
                 w = np.float64(weight[pixel])
-                if d < 0:
-                    w *= 1.0 + d / truncation_mm
+                if d < FADE * truncation_mm:
+                    w *= max(0.2, 1.0 - 0.8 * (d / truncation_mm - FADE) / (-1.0 - FADE))
                 distances[e, number[e]] = d
                 weights[e, number[e]] = w
                 number[e] += 1
@@ -444,6 +453,8 @@ def fuse_blocks(  # type: ignore[no-untyped-def]
             mean, used, _ = robust_mean(distances[e], weights[e], n, soft)
             if mean < 0 and through[e] > used:
                 mean = truncation_mm
+            elif mean > 0 and within[e] > 3.0 * used:
+                mean = -truncation_mm
             i, j, k = e // (BLOCK * BLOCK), e // BLOCK % BLOCK, e % BLOCK
             values[blocks[b, 0] * BLOCK + i, blocks[b, 1] * BLOCK + j, blocks[b, 2] * BLOCK + k] = mean
 

@@ -21,6 +21,8 @@ from registration.fusion import Grid, nearest_pixel, views_from_grid
 from registration.mesh import Mesh, face_areas, face_normals
 from registration.pieces import vertex_pieces
 
+FAR_MM = 80.0
+"""How far beyond the grid the indicator function is solved for, except below the head."""
 COARSE_MM = 4.0
 """Cells of the indicator function, about."""
 CORRECTION_REACH_MM = 5.0
@@ -102,6 +104,12 @@ def _indicator_distance(seen: Mesh, shape: tuple[int, ...], cell_mm: float, voxe
     flow = face_normals(seen.vertices, seen.faces) * face_areas(seen.vertices, seen.faces)[:, None]
     # Cell i covers the voxels i*factor ... ; its middle in mm:
     position = (centre + 0.5 * voxel_mm) / cell_mm - 0.5
+    # The mirrors at the other five ends must stand far off, or an opening near one would be carried on into it.
+    far = int(np.ceil(FAR_MM / cell_mm))
+    before = np.array([far, 0, far])
+    position += before
+    inner = shape
+    shape = tuple(fft.next_fast_len(n + far + b, real=True) for n, b in zip(inner, before.tolist(), strict=True))
     field = splat(position, flow, shape) / cell_mm**3
     field = np.stack([gaussian_filter(channel, 0.8, mode="nearest") for channel in field])
     # The indicator falls from inside to outside against the normals: laplace(chi) = -div(n delta).
@@ -116,6 +124,7 @@ def _indicator_distance(seen: Mesh, shape: tuple[int, ...], cell_mm: float, voxe
     at = np.clip(np.round(position).astype(int), 0, np.array(shape) - 1)
     level = float(np.median(chi[tuple(at.T)]))
     # Across the smoothed step the indicator falls by about one over three cells.
+    chi = chi[tuple(slice(b, b + n) for b, n in zip(before.tolist(), inner, strict=True))]
     return (level - chi) * 3.0 * cell_mm
 
 
