@@ -283,7 +283,7 @@ def _refine(
         H = A.T @ (A * weight[:, None])
         g = A.T @ (residual * weight)
         prior = np.zeros(A.shape[1])
-        prior[:3], prior[3:6] = 1e-3 * H[0, 0], 1e-6 * H[3, 3]
+        prior[:3], prior[3:6] = 1e-3 * np.trace(H[:3, :3]) + 1e-9, 1e-4 * weight.sum()  # planes leave some free
         if modes:
             strength = 4.0 * weight.sum() / 100.0
             prior[6:] = strength

@@ -1,0 +1,63 @@
+"""The verdict over a registration, and its files."""
+
+import numpy as np
+import pytest
+
+from pipeline.register import (
+    RegisterThresholds,
+    judge_register,
+    registration_from_files,
+    registration_to_files,
+)
+from registration.procedural_head import head_template
+from registration.register_head import Registration
+
+GOOD = {
+    "face_observed": 0.9,
+    "face_residual_median_mm": 0.1,
+    "face_residual_p95_mm": 0.6,
+    "fit_cost": 0.12,
+    "flipped_share": 0.0,
+    "stretched_share": 0.001,
+}
+
+
+def test_a_good_registration_passes():
+    assert judge_register(GOOD, RegisterThresholds()) == []
+    assert judge_register(GOOD | {"skull_disagreement_mm": 0.1}, RegisterThresholds()) == []
+
+
+@pytest.mark.parametrize(
+    ("figure", "value", "word"),
+    [
+        ("face_observed", 0.2, "shows"),
+        ("face_residual_median_mm", 1.4, "median"),
+        ("face_residual_p95_mm", 4.0, "5 %"),
+        ("fit_cost", 0.8, "misses"),
+        ("flipped_share", 0.1, "turned over"),
+        ("stretched_share", 0.2, "stretched"),
+        ("skull_disagreement_mm", 3.0, "skull"),
+    ],
+)
+def test_each_limit_rejects_with_its_number(figure, value, word):
+    (reason,) = judge_register(GOOD | {figure: value}, RegisterThresholds())
+    assert word in reason
+
+
+def test_files_carry_the_registration():
+    template = head_template()
+    n = len(template.mesh.vertices)
+    residual = np.full(n, 0.25)
+    residual[:5] = np.nan
+    told = Registration(
+        template.mesh.vertices.astype(float), np.eye(4), residual, ~np.isnan(residual), np.array([0, 1.0, 0, 90.0]),
+        np.array([0.35, 0.0]),
+    )  # fmt: skip
+    files = registration_to_files(told, template)
+    read = registration_from_files(files["mesh.ply"], files["frame.json"], "test")
+    assert np.array_equal(read.vertices_head_mm, told.vertices_head_mm)
+    assert np.array_equal(read.observed, told.observed)
+    assert np.array_equal(read.residual_mm, told.residual_mm, equal_nan=True)
+    assert np.array_equal(read.throat_plane, told.throat_plane)
+    assert np.array_equal(read.expression, told.expression)
+    assert registration_to_files(read, template) == files
