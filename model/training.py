@@ -6,8 +6,7 @@ from explicit seeds, so that the same batches give the same weights and a resume
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -30,6 +29,7 @@ from model.losses import (
     total,
 )
 from model.optimisation import StageOptimiser
+from model.threads import fixed_threads
 from model.units import to_units
 from storage.digest import digest_json
 from storage.errors import ConfigError, one_line
@@ -159,7 +159,7 @@ def train(
     Raises:
         ConfigError: the checkpoint is of another config or other data, or a loss is no longer finite.
     """
-    with _threads(config.threads):
+    with fixed_threads(config.threads):
         return _Run(config, data, save, progress, record, seed, device).train(resume)
 
 
@@ -312,14 +312,3 @@ class _Run:
 def best_device() -> str:
     """A CUDA device where there is one, else the CPU."""
     return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    """Fix the number of CPU threads, on which sums depend in their last bits, for a while."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -82,8 +82,10 @@ class Shifts(Balls):
 def a_config(steps1: int, steps2: int) -> TrainingConfig:
     return TrainingConfig(
         field=FieldConfig(
-            identity=IdentityConfig(global_dim=8, local_dim=4, hidden=(16, 16), anchor_hidden=(64,)),
-            deformation=DeformationConfig(expression_dim=4, compressed_dim=4, hidden=(24, 24), skip_layer=None),
+            identity=IdentityConfig(global_dim=8, local_dim=4, hidden=(16, 16), anchor_hidden=(64,), coordinate_gain=2),
+            deformation=DeformationConfig(
+                expression_dim=4, compressed_dim=4, hidden=(24, 24), skip_layer=None, coordinate_gain=2
+            ),
         ),
         stage1=StageConfig(steps=steps1, learning_rate=5e-3, code_learning_rate=2e-2, code_init=1.0, warmup_steps=5),
         stage2=StageConfig(steps=steps2, learning_rate=5e-3, code_learning_rate=5e-3, code_init=0.1, warmup_steps=5),
