@@ -17,6 +17,7 @@ from pipeline.report_charts import loss_charts
 from storage.errors import StorageConflict, one_line
 
 MAX_PICTURE_PIXELS = 64_000_000
+_WIDE_ASPECT = 1.9
 
 
 @dataclass(frozen=True)
@@ -295,15 +296,16 @@ def number_text(value: float) -> str:
 
 
 def _shown(subject: Subject) -> dict[str, Any]:
-    pictures = [
-        {"title": p.title, "caption": p.caption, "source": _data_uri(p.png, f"{subject.name}, {p.title}")}
-        for p in subject.pictures
-    ]
+    pictures = []
+    for told in subject.pictures:
+        source, aspect = _data_uri(told.png, f"{subject.name}, {told.title}")
+        wide = aspect > _WIDE_ASPECT
+        pictures.append({"title": told.title, "caption": told.caption, "source": source, "wide": wide})
     return {"name": subject.name, "split": subject.split, "pictures": pictures}
 
 
-def _data_uri(png: bytes, where: str) -> str:
-    """A picture as a data URI, as JPEG for a page of bearable size."""
+def _data_uri(png: bytes, where: str) -> tuple[str, float]:
+    """A picture as a data URI, as JPEG for a page of bearable size, and its width over its height."""
     try:
         with Image.open(io.BytesIO(png), formats=("PNG",)) as picture:
             if picture.width * picture.height > MAX_PICTURE_PIXELS:
@@ -311,9 +313,10 @@ def _data_uri(png: bytes, where: str) -> str:
                 raise StorageConflict(one_line("picture is too large", where, why, "run the step again"))
             out = io.BytesIO()
             picture.convert("RGB").save(out, "JPEG", quality=88)
+            aspect = picture.width / picture.height
     except (OSError, SyntaxError, ValueError) as error:
         raise StorageConflict(one_line("picture can't be read", where, str(error), "run its step again")) from error
-    return "data:image/jpeg;base64," + base64.b64encode(out.getvalue()).decode("ascii")
+    return "data:image/jpeg;base64," + base64.b64encode(out.getvalue()).decode("ascii"), aspect
 
 
 def _in_order(names: Iterable[str]) -> list[str]:
