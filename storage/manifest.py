@@ -147,8 +147,11 @@ def rewrite(store: Store, path: str, manifest: Manifest) -> None:
 
 
 def withdraw(store: Store, path: str, own_folder: bool = True) -> None:
-    """Take a result back: the manifest first, then what lies beside it."""
+    """Take a result back: the manifest first, then its outputs wherever they lie, and what lies beside it."""
+    manifest = read_manifest(store, path)
     store.delete(path)
+    for output in manifest.outputs.values() if manifest is not None else ():
+        store.delete(output.path)
     if own_folder:
         for stray in store.list(folder_of(path)):
             store.delete(stray)

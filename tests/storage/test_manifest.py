@@ -109,7 +109,8 @@ def test_changed_outputs_are_found(store):
 
 
 def test_withdraw(store):
-    commit(store, PATH, EMPTY, {"mesh.ply": b"mesh"})
+    store.put("samples.zarr/001/c0", b"shard")
+    commit(store, PATH, EMPTY, {"mesh.ply": b"mesh", "shard": describe("samples.zarr/001/c0", b"shard")})
     withdraw(store, PATH)
     assert store.list() == []
 
