@@ -7,6 +7,7 @@ verb that needs it, so that help and wrong usage answer at once.
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 
@@ -46,6 +47,8 @@ for verb in VERBS:
 def main(tokens: Sequence[str] | None = None) -> None:
     """Run one command and exit with its status: 0 done, 1 failed, 2 wrong usage or config, 3 nothing usable."""
     tokens = sys.argv[1:] if tokens is None else tokens
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")  # libraries warn their programmers, not the user of a command
     sys.exit(int(run_command(tokens)))
 
 

@@ -1,4 +1,4 @@
-"""What prefect.yaml deploys: take a session in, process what is new, train anew. Each may also be called as a function."""
+"""What prefect.yaml deploys: take a session in, process what is new, train anew. Each may be called as a function."""
 
 from __future__ import annotations
 

@@ -77,6 +77,10 @@ class Workers:
         finally:
             self._idle.put(process)
 
+    def pids(self) -> list[int]:
+        """The processes that run now."""
+        return [process.pid for process in self._started if process.poll() is None]
+
     def _start(self, what: str) -> subprocess.Popen[str]:
         if self._closed:
             raise StepError(one_line("was not started", what, "the run is being stopped", "run again"))
@@ -102,7 +106,8 @@ class Workers:
             elif "failure" in message:
                 raise _failure(what, **message["failure"])
             else:
-                return Done(Outcome(**message["outcome"]), message["seconds"])
+                told = message["outcome"]
+                return Done(Outcome(**told | {"reasons": tuple(told["reasons"])}), message["seconds"])
         raise self._lost(process, what)
 
     def _lost(self, process: subprocess.Popen[str], what: str) -> StepError:

@@ -1,0 +1,128 @@
+"""The command line: what it prints where, and with which status it ends."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from flows.cli import VERBS, app, run_command
+from flows.console import Exit
+
+LEAVES = [
+    "simulate", "init", "template import-ict", "template import-mesh", "ingest", "plan", "run", "clean", "register",
+    "sample", "train", "evaluate", "report", "status", "judge", "fit", "mesh", "models list", "models promote",
+    "models rollback", "schema",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("verb", LEAVES)
+def test_every_verb_has_help_with_an_example(verb, capsys):
+    assert run_command([*verb.split(), "--help"]) == Exit.DONE
+    shown = capsys.readouterr().out
+    assert "For example:" in shown
+    assert f"nphm {verb}" in re.sub(r"\s+", " ", shown.split("For example:")[1])
+    assert "--json" in shown
+    assert "--quiet" in shown
+
+
+def test_no_verb_is_missing_from_the_list_above():
+    names = set()
+    for verb in VERBS:
+        if verb in (app["template"], app["models"]):
+            names |= {f"{verb.name[0]} {name}" for name in verb if not name.startswith("-")}
+        else:
+            names.add(verb.__name__)
+    assert {name.replace("_", "-") for name in names} == set(LEAVES)
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["bla", "run", "run -w x --until never", "ingest -w x", "judge 001/smile perhaps", "schema nothing", "run -w x"],
+)
+def test_wrong_usage_is_one_line_and_status_2(line, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert run_command(line.split()) == Exit.WRONG_USAGE
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert len(told.err.splitlines()) == 1
+    assert told.err.startswith("nphm: ")
+
+
+def test_json_prints_one_document_even_for_an_error(capsys, tmp_path):
+    assert run_command(["status", "-w", str(tmp_path), "--json"]) == Exit.WRONG_USAGE
+    assert "is no workspace" in json.loads(capsys.readouterr().out)["error"]
+
+
+def test_status_and_plan_of_a_workspace(workspace, capsys):
+    assert run_command(["status", "-w", workspace, "--json"]) == Exit.DONE
+    assert {"ingest", "clean"} <= {step["step"] for step in json.loads(capsys.readouterr().out)["steps"]}
+    assert run_command(["plan", "-w", workspace, "-q"]) == Exit.DONE
+    assert capsys.readouterr().out == ""
+
+
+def test_damage_is_named_by_status(workspace, session, nphm, capsys):
+    assert nphm("ingest", session, "-w", workspace).returncode == 0
+    from pipeline.execute import execute
+    from pipeline.opening import open_workspace
+    from tests.flows.small_steps import STEPS
+
+    execute(workspace, "clean", "001/smile", STEPS)
+    made = open_workspace(workspace, STEPS).manifest("clean", "001/smile")
+    assert made is not None
+    open_workspace(workspace).store.put(made.outputs["made.bin"].path, b"other")
+    assert run_command(["status", "-w", workspace]) == Exit.FAILED
+    assert "damaged: clean/001/smile/report.json: output made.bin changed" in capsys.readouterr().out
+
+
+def test_a_persons_word_is_kept(workspace, session, nphm, capsys):
+    assert nphm("ingest", session, "-w", workspace).returncode == 0
+    line = ["judge", "001/smile", "reject", "--reason", "he blinked", "--by", "Ana", "-w", workspace]
+    assert run_command([*line, "--json"]) == Exit.DONE
+    assert json.loads(capsys.readouterr().out) == {
+        "key": "001/smile", "verdict": "reject", "reason": "he blinked", "by": "Ana"
+    }  # fmt: skip
+    line[1] = "001/frown"
+    assert run_command(line) == Exit.WRONG_USAGE
+    assert "is no scan of this workspace" in capsys.readouterr().err
+
+
+def test_an_unforeseen_error_names_a_log_and_shows_no_traceback(nphm, tmp_path):
+    broken = tmp_path / "sitecustomize.py"
+    broken.write_text(
+        "import pipeline.opening as o\ndef fail(*a): raise ZeroDivisionError('boom')\no.open_workspace = fail\n"
+    )
+    done = nphm("status", "-w", "x", PYTHONPATH=f"{tmp_path}:{Path(__file__).parents[2]}")
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 1
+    log = re.search(r"report it with (\S+)", done.stderr)
+    assert log is not None
+    assert "ZeroDivisionError: boom" in Path(log[1]).read_text()
+
+
+def test_help_is_quick(nphm):
+    nphm("--help")
+    took = []
+    for _ in range(3):
+        began = time.perf_counter()
+        assert nphm("--help").returncode == 0
+        took.append(time.perf_counter() - began)
+    assert min(took) < 0.7
+
+
+def test_help_loads_nothing_heavy():
+    heavy = ("torch", "open3d", "prefect", "numpy", "pydantic")
+    code = f"import sys, flows.cli; print([m for m in {heavy} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("name", ["session", "pipeline", "report", "judgement", "fit", "latest"])
+def test_schemas_are_printed(name, capsys):
+    assert run_command(["schema", name, "--json"]) == Exit.DONE
+    assert json.loads(capsys.readouterr().out)["type"] == "object"
