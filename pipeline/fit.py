@@ -24,7 +24,6 @@ from registration.rendered_points import above_plane
 from registration.template import Template
 from storage.errors import ConfigError, ScanRejected, one_line
 from storage.obj import read_obj
-from storage.store import LocalStore
 
 if TYPE_CHECKING:
     from model.head_model import HeadModel
@@ -302,8 +301,8 @@ def fit_files(
 ) -> dict[str, Any]:
     """Fit a model folder to files of one person and write the results into a folder.
 
-    Writes ``fit.json``, ``codes.safetensors`` (``identity``, ``expression/NAME``), and for each scan where a head was
-    fitted ``NAME.ply``, ``NAME.template.ply`` and ``NAME.landmarks.json``, in the scan's own frame and unit.
+    Writes ``codes.safetensors`` (``identity``, ``expression/NAME``), for each scan where a head was fitted ``NAME.ply``,
+    ``NAME.template.ply`` and ``NAME.landmarks.json`` in the scan's own frame and unit, and last ``fit.json``.
 
     Args:
         model: a model folder.
@@ -327,7 +326,7 @@ def fit_files(
         except ScanRejected as error:
             damaged[name] = str(error)
     fit = fit_scans(head, list(read.values()), list(read), config, seed) if read else Fit()
-    store = LocalStore(out)
+    out.mkdir(parents=True, exist_ok=True)
     document = FitDocument(
         scans={
             name: _unreadable(damaged[name]) if name in damaged else fit.scans_by_name[name].document for name in names
@@ -335,12 +334,12 @@ def fit_files(
     )
     for name, scan in fit.scans_by_name.items():
         for file, data in _files(name, scan).items():
-            store.put(file, data)
+            (out / file).write_bytes(data)
     if fit.identity is not None:
         codes = {f"expression/{n}": s.expression for n, s in fit.scans_by_name.items() if s.expression is not None}
-        store.put(CODES_FILE, encode_safetensors({"identity": fit.identity} | codes))
+        (out / CODES_FILE).write_bytes(encode_safetensors({"identity": fit.identity} | codes))
     told = document.model_dump(mode="json")
-    store.put("fit.json", json.dumps(told, indent=1).encode())
+    (out / "fit.json").write_text(json.dumps(told, indent=1))
     return told
 
 
