@@ -217,7 +217,7 @@ def _clean_mesh(key: str, told: Mesh, template: Template, config: CleanConfig, s
     surface = extract_surface(values, grid)
     closed = repair(complete(values, surface, grid, views, truncation)).transformed(grid.T_world_from_grid)
     count = len(kept.vertices)
-    columns = {
+    columns: dict[str, NDArray] = {
         "views": np.ones(count, np.uint8),
         "spread_mm": np.zeros(count, np.float32),
         "observed": np.ones(count, np.uint8),
@@ -317,7 +317,7 @@ def _surface(views: FittedViews, grid: Grid, config: CleanConfig, threads: int) 
     guessed = mesh.attributes["guessed"] > 0
     seen = observe(views, grid, mesh.vertices, vertex_normals(mesh.vertices, mesh.faces), truncation, threads)
     area = face_areas(mesh.vertices, mesh.faces)
-    columns = {
+    columns: dict[str, NDArray] = {
         "views": np.where(guessed, 0, np.maximum(seen.views, 1)).astype(np.uint8),
         "spread_mm": np.where(guessed, 0, seen.spread_mm).astype(np.float32),
         "observed": (~guessed).astype(np.uint8),

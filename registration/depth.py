@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numba
 import numpy as np
@@ -156,7 +156,7 @@ def fit_views(
         threads: how many views at a time.
     """
 
-    def fit_one(index: int) -> tuple[NDArray, ...]:
+    def fit_one(index: int) -> tuple[Any, ...]:
         view, region = views[index], regions[index]
         rows, columns = np.flatnonzero(region.any(1)), np.flatnonzero(region.any(0))
         if len(rows) == 0:
@@ -219,7 +219,8 @@ def _normals(view: DepthView, u: NDArray, v: NDArray, depth: NDArray, slope: NDA
         x2, y2 = pixel_rays(camera, u, v + step)
         xu, yu, xv, yv = (x1 - x) / step, (y1 - y) / step, (x2 - x) / step, (y2 - y) / step
     else:
-        xu, yu, xv, yv = 1 / camera.fx, 0.0, 0.0, 1 / camera.fy
+        zero_step = np.zeros_like(x)
+        xu, yu, xv, yv = zero_step + 1 / camera.fx, zero_step, zero_step, zero_step + 1 / camera.fy
     ray = np.stack([x, y, np.ones_like(x)], -1)
     zero = np.zeros_like(z)
     along_u = slope[..., :1] * ray + np.stack([z * xu, z * yu, zero], -1)

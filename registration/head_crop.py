@@ -34,7 +34,7 @@ def looked_at(views: Sequence[DepthView]) -> NDArray[np.float64]:
             near = float(np.percentile(depth, 20))
             H += along
             b += along @ (origin + near * axis)
-    return np.linalg.solve(H + 1e-12 * np.eye(3), b)
+    return np.asarray(np.linalg.solve(H + 1e-12 * np.eye(3), b), np.float64)
 
 
 def ball_region(view: DepthView, centre_mm: NDArray, radius_mm: float) -> NDArray[np.bool_]:

@@ -238,7 +238,7 @@ def _solve(
         if not keep[v]:
             blocks[v, :, v] += 1e6 * np.eye(6)
     solution = np.linalg.solve(blocks.reshape(6 * count, 6 * count), right.ravel())
-    return solution.reshape(count, 6)
+    return np.asarray(solution.reshape(count, 6), np.float64)
 
 
 def _cross_matrix(a: NDArray) -> NDArray[np.float64]:

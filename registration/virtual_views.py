@@ -222,7 +222,7 @@ def views_of_mesh(
         radius_mm: of what must be in the picture.
     """
     scene = o3d.t.geometry.RaycastingScene(1)
-    scene.add_triangles(o3d.core.Tensor(mesh.vertices), o3d.core.Tensor(mesh.faces.astype(np.uint32)))
+    scene.add_triangles(o3d.core.Tensor.from_numpy(mesh.vertices), o3d.core.Tensor.from_numpy(mesh.faces.astype(np.uint32)))
     normals = face_normals(mesh.vertices, mesh.faces)
     distance = 700.0
     focal = distance / pixel_mm
@@ -231,7 +231,10 @@ def views_of_mesh(
     step = (np.arange(size) + 0.5 - size / 2) / focal
     x, y = np.meshgrid(step, step)
     rays = np.stack([x, y, np.ones_like(x)], -1)
-    poses, depths, slopes, facing = [], [], [], []
+    poses: list[NDArray] = []
+    depths: list[NDArray] = []
+    slopes: list[NDArray] = []
+    facing: list[NDArray] = []
     for k in range(count):
         height = 1 - 2 * (k + 0.5) / count
         turn = np.pi * (1 + 5**0.5) * k
@@ -243,7 +246,7 @@ def views_of_mesh(
         T[:3, 3] = np.asarray(centre_mm, np.float64) + distance * back
         world = rays @ T[:3, :3].T
         cast = np.concatenate([np.broadcast_to(T[:3, 3], world.shape), world], -1).astype(np.float32)
-        hit = scene.cast_rays(o3d.core.Tensor(cast), nthreads=1)
+        hit = scene.cast_rays(o3d.core.Tensor.from_numpy(cast), nthreads=1)
         z = hit["t_hit"].numpy().astype(np.float64)
         seen = np.isfinite(z)
         normal = np.zeros(rays.shape)
@@ -258,16 +261,16 @@ def views_of_mesh(
         depths.append(depth.ravel())
         slopes.append(np.where(front[..., None], slope, 0.0).reshape(-1, 2))
         facing.append(normal.reshape(-1, 3))
-    normal = np.concatenate(facing).astype(np.float32)
+    packed = np.concatenate(facing).astype(np.float32)
     return FittedViews(
         tuple(f"{k:03d}" for k in range(count)),
         np.repeat(camera.as_row()[None], count, 0),
         np.stack(poses),
         np.column_stack([np.arange(count) * size * size, np.full(count, size), np.full(count, size)]).astype(np.int64),
-        np.concatenate(depths).astype(np.float32),
+        np.asarray(np.concatenate(depths), np.float32),
         np.concatenate(slopes).astype(np.float32),
-        normal,
-        np.clip(-normal[:, 2], 0.05, 1.0).astype(np.float32),
+        packed,
+        np.clip(-packed[:, 2], 0.05, 1.0).astype(np.float32),
         None,
         np.full(count, 0.05),
     )

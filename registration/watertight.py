@@ -113,7 +113,7 @@ def _indicator_distance(seen: Mesh, shape: tuple[int, ...], cell_mm: float, voxe
     field = splat(position, flow, shape) / cell_mm**3
     field = np.stack([gaussian_filter(channel, 0.8, mode="nearest") for channel in field])
     # The indicator falls from inside to outside against the normals: laplace(chi) = -div(n delta).
-    divergence = sum(_mirrored_slope(field[a], a) for a in range(3)) / cell_mm
+    divergence = np.sum([_mirrored_slope(field[a], a) for a in range(3)], axis=0) / cell_mm
     spectrum = fft.dctn(-divergence, type=2)
     eigen = [(2 * np.cos(np.pi * np.arange(n) / n) - 2) / cell_mm**2 for n in shape]
     laplace = eigen[0][:, None, None] + eigen[1][None, :, None] + eigen[2][None, None, :]
