@@ -301,7 +301,7 @@ def fit_files(
 ) -> dict[str, Any]:
     """Fit a model folder to files of one person and write the results into a folder.
 
-    Writes ``codes.safetensors`` (``identity``, ``expression/NAME``), for each scan where a head was fitted ``NAME.ply``,
+    Writes ``codes.safetensors`` (``identity``, ``expression/NAME``), for each scan with a fitted head ``NAME.ply``,
     ``NAME.template.ply`` and ``NAME.landmarks.json`` in the scan's own frame and unit, and last ``fit.json``.
 
     Args:
