@@ -25,7 +25,7 @@ MAX_VIEWS = 256
 """How many views a voxel can listen to."""
 TILE = 8
 """Edge of the depth image's tiles whose range is looked at first, pixels."""
-PAST_MM = 8.0
+PAST_MM = 10.0
 """A view that sees this far behind a voxel has looked through it."""
 FADE = -0.6
 """From this share of the truncation behind a surface on, its view's weight falls. Were it to fall from the surface on,
@@ -453,7 +453,7 @@ def fuse_blocks(  # type: ignore[no-untyped-def]
             mean, used, _ = robust_mean(distances[e], weights[e], n, soft)
             if mean < 0 and through[e] > used:
                 mean = truncation_mm
-            elif mean > 0 and within[e] > 3.0 * used:
+            elif mean > 0 and within[e] > 4.0 * used:
                 mean = -truncation_mm
             i, j, k = e // (BLOCK * BLOCK), e // BLOCK % BLOCK, e % BLOCK
             values[blocks[b, 0] * BLOCK + i, blocks[b, 1] * BLOCK + j, blocks[b, 2] * BLOCK + k] = mean

@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import fft
 from scipy.ndimage import gaussian_filter
-from scipy.spatial import cKDTree
 from skimage.measure import marching_cubes
 
 from registration.depth import FittedViews
@@ -33,20 +32,22 @@ EMPTY_GAP_MM = 12.0
 
 def forget_pieces(values: NDArray[np.float32], surface: Mesh, kept: NDArray[np.bool_], grid: Grid) -> None:
     """Make the voxels around the dropped vertices of a surface unknown again, those around its kept ones left alone."""
-    top = np.array(values.shape) - 1
     cells = np.round(surface.vertices / grid.voxel_mm).astype(np.int64)
-    drop = _around(np.unique(cells[~kept], axis=0), 4, top)
-    distance, _ = cKDTree(cells[~kept]).query(cells[kept], distance_upper_bound=12.0)
-    spare = _around(np.unique(cells[kept][np.isfinite(distance)], axis=0), 2, top)
-    before = values[tuple(spare.T)].copy()
-    values[tuple(drop.T)] = np.nan
-    values[tuple(spare.T)] = before
+    drop = np.zeros(values.shape, bool)
+    set_around(drop, cells[~kept], 4, True)
+    set_around(drop, cells[kept], 2, False)
+    values[drop] = np.nan
 
 
-def _around(cells: NDArray[np.int64], reach: int, top: NDArray[np.int64]) -> NDArray[np.int64]:
-    """All cells within a reach of some, inside the grid; repeats may occur."""
-    offsets = np.stack(np.meshgrid(*[np.arange(-reach, reach + 1)] * 3, indexing="ij"), -1).reshape(-1, 3)
-    return np.clip((cells[:, None] + offsets).reshape(-1, 3), 0, top)
+@numba.njit(cache=True, nogil=True)
+def set_around(mask, cells, reach, value):  # type: ignore[no-untyped-def]
+    """Set a mask in a cube around each cell."""
+    nx, ny, nz = mask.shape
+    for c in range(len(cells)):
+        for i in range(max(0, cells[c, 0] - reach), min(nx, cells[c, 0] + reach + 1)):
+            for j in range(max(0, cells[c, 1] - reach), min(ny, cells[c, 1] + reach + 1)):
+                for k in range(max(0, cells[c, 2] - reach), min(nz, cells[c, 2] + reach + 1)):
+                    mask[i, j, k] = value
 
 
 def complete(
