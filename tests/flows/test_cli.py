@@ -13,6 +13,10 @@ import pytest
 
 from flows.cli import VERBS, app, run_command
 from flows.console import Exit
+from pipeline.execute import execute
+from pipeline.ingest import ingest_session
+from pipeline.opening import open_workspace
+from tests.flows.small_steps import STEPS
 
 LEAVES = [
     "simulate", "init", "template import-ict", "template import-mesh", "ingest", "plan", "run", "clean", "register",
@@ -66,12 +70,8 @@ def test_status_and_plan_of_a_workspace(workspace, capsys):
     assert capsys.readouterr().out == ""
 
 
-def test_damage_is_named_by_status(workspace, session, nphm, capsys):
-    assert nphm("ingest", session, "-w", workspace).returncode == 0
-    from pipeline.execute import execute
-    from pipeline.opening import open_workspace
-    from tests.flows.small_steps import STEPS
-
+def test_damage_is_named_by_status(workspace, session, capsys):
+    ingest_session(open_workspace(workspace), session)
     execute(workspace, "clean", "001/smile", STEPS)
     made = open_workspace(workspace, STEPS).manifest("clean", "001/smile")
     assert made is not None
@@ -80,8 +80,8 @@ def test_damage_is_named_by_status(workspace, session, nphm, capsys):
     assert "damaged: clean/001/smile/report.json: output made.bin changed" in capsys.readouterr().out
 
 
-def test_a_persons_word_is_kept(workspace, session, nphm, capsys):
-    assert nphm("ingest", session, "-w", workspace).returncode == 0
+def test_a_persons_word_is_kept(workspace, session, capsys):
+    ingest_session(open_workspace(workspace), session)
     line = ["judge", "001/smile", "reject", "--reason", "he blinked", "--by", "Ana", "-w", workspace]
     assert run_command([*line, "--json"]) == Exit.DONE
     assert json.loads(capsys.readouterr().out) == {
