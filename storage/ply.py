@@ -15,6 +15,8 @@ from storage.errors import ScanRejected, one_line
 
 MAX_HEADER_BYTES = 64 * 1024
 MAX_ELEMENTS = 50_000_000
+MAX_LISTS = 5_000_000
+"""Lists that are read one by one, each costing a hundred bytes or more however short it is in the file."""
 _ELEMENT = re.compile(rb"^element\s+(\S+)\s+(-?\d+)\s*$")
 _TYPE_BYTES = {
     b"char": 1, b"uchar": 1, b"int8": 1, b"uint8": 1,
@@ -89,6 +91,9 @@ def read_ply(data: bytes, where: str) -> tuple[dict[str, NDArray], NDArray[np.in
             ply = PlyData.read(file, known_list_len={"face": {list_name: 3}} if counts.get("face") else {})
         except faults:
             file.seek(0)
+            if sum(counts.values()) - counts.get("vertex", 0) > MAX_LISTS:
+                why = f"over {MAX_LISTS} faces that are not all triangles, or in text"
+                raise ScanRejected(one_line("PLY file is too large", where, why, "export binary triangles")) from None
             try:  # not all faces are triangles, or the file is text
                 ply = PlyData.read(file, mmap=False)
             except faults as error:
@@ -97,6 +102,9 @@ def read_ply(data: bytes, where: str) -> tuple[dict[str, NDArray], NDArray[np.in
         raise ScanRejected(one_line("PLY file holds no vertices", where, "", "export the scan again"))
     vertex = ply["vertex"].data
     properties = {name: np.ascontiguousarray(vertex[name]) for name in vertex.dtype.names or ()}
+    for axis in "xyz":
+        if axis not in properties or properties[axis].dtype.kind not in "fiu":
+            raise ScanRejected(one_line(f"PLY vertices have no {axis}", where, "", "export x, y and z of each vertex"))
     faces = np.zeros((0, 3), np.int32)
     if counts.get("face", 0):
         element = ply["face"].data
@@ -104,7 +112,10 @@ def read_ply(data: bytes, where: str) -> tuple[dict[str, NDArray], NDArray[np.in
         name = next((n for n in ("vertex_indices", "vertex_index") if n in names), None)
         if name is None:
             raise ScanRejected(one_line("PLY faces have no vertex list", where, "", "export the scan again"))
-        faces = _triangles(element[name])
+        try:
+            faces = _triangles(element[name])
+        except (ValueError, TypeError, OverflowError) as error:
+            raise ScanRejected(one_line("PLY faces are damaged", where, str(error), "export the scan again")) from error
     if len(faces) and (faces.min() < 0 or faces.max() >= len(vertex)):
         why = f"a face names vertex {int(faces.max())} of {len(vertex)}"
         raise ScanRejected(one_line("PLY faces are damaged", where, why, "export the scan again"))
