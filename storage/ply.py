@@ -62,8 +62,9 @@ def check_ply_header(data: bytes, where: str, total_bytes: int | None = None) ->
             least_bytes += current * (_TYPE_BYTES.get(words[2], 1) if binary else 2)
         elif words[:1] == [b"property"] and len(words) >= 3:
             least_bytes += current * (_TYPE_BYTES.get(words[1], 1) if binary else 2)
-    if least_bytes > total:
-        why = f"header promises at least {least_bytes} bytes, the file has {total}"
+    there = total - end - len(b"end_header\n")
+    if least_bytes > there:
+        why = f"header promises at least {least_bytes} bytes after it, the file has {there}"
         raise ScanRejected(one_line("PLY file is truncated", where, why, "copy or export the scan again"))
     return counts
 
