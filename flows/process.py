@@ -177,6 +177,8 @@ def _do_what_is_stale(workspace: Workspace, until: str | None, count: int, steps
                 of_step = sum(action.step == step for action in actions)
                 whole = workspace.steps[step].scope == "model"
                 progress.start(step, of_step, "steps" if whole else "scans")
+            if workspace.steps[step].scope == "model":
+                scans.rest()
             execute = as_task(execute_key, step)
             failures += _wait(execute.submit(step, action.key) for action in wave)
             tried.update(wave)
