@@ -43,15 +43,7 @@ class Level:
 
 
 AFTER_BASIS = (Level(0.8, 30.0, 4, 5.0, 1.5, 0.15), Level(0.3, 9.0, 4, 3.0, 0.8, 0.1))
-"""Levels for a head whose linear model has met the person already."""
-ALONE = (
-    Level(6.0, 120.0, 8, 20.0, 6.0, 0.8),
-    Level(3.0, 60.0, 8, 12.0, 4.0, 0.5),
-    Level(1.5, 30.0, 8, 8.0, 2.5, 0.25),
-    Level(0.8, 15.0, 6, 5.0, 1.5, 0.15),
-    Level(0.3, 9.0, 4, 3.0, 0.8, 0.1),
-)
-"""Levels for a template without a linear model of people."""
+"""Levels for a head that has met the person already but for details."""
 
 
 def follow_surface(

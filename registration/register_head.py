@@ -13,16 +13,16 @@ from registration.alignment import Alignment, align_head
 from registration.basis_fit import COARSE, FINE, BasisFit, LinearModel, Misfit, fit_basis
 from registration.fit_vertices import carriers, following, softness, stable
 from registration.mesh import Mesh, face_normals, transform_points, vertex_normals
-from registration.nonrigid import AFTER_BASIS, ALONE, final_matches, follow_surface
-from registration.shape_modes import expression_modes, identity_modes, jaw_direction
+from registration.nonrigid import AFTER_BASIS, final_matches, follow_surface
+from registration.shape_modes import jaw_direction, jaw_mode, motion_modes, people_modes
 from registration.surface import SurfaceIndex
 from registration.template import REGIONS, Template
 from storage.errors import ScanRejected, one_line
 
 JAW_STARTS = (0.0, 0.35, 0.9)
 """How far open the mouth is tried: from a closed mouth, the lips of an open one lie in the wrong basin."""
-NO_MODES_LACK = (3.0, 45.0)
-"""Misfit and its range, mm, of a template without linear modes of people or expressions."""
+SMOOTH_MODES_LACK = (1.2, 20.0)
+"""What smooth modes lack of a person or an expression, and over what distance it varies, mm."""
 UNIT_FACTORS = {
     10.0: "ten times larger",
     1000.0: "a thousand times larger",
@@ -43,7 +43,7 @@ class Registration:
         residual_mm: (n,) float64 distance to the scan; nan where unobserved.
         observed: (n,) bool whether the scan shows skin at this vertex.
         throat_plane: (4,) float64 head frame; n.x + d >= 0 keeps the head.
-        expression: (e,) float64 coefficients of the template's expression modes; zeros where it has none.
+        expression: (e,) float64 coefficients of the template's expression modes, or of general ones, the jaw first.
         figures: what the verdict is made from.
     """
 
@@ -77,13 +77,13 @@ def register_canonical(
         ScanRejected: no head is found, or its size contradicts the told unit.
     """
     alignment = _aligned(clean, template, seed)
-    has_people = len(template.identity_basis) > 0
-    people = template.identity_basis if has_people else identity_modes(template, 10)
-    moves = template.expression_basis if len(template.expression_basis) else expression_modes(template, 1)
-    model = _linear_model(template, template.mesh.vertices, people, moves, np.zeros(len(moves)))
-    lacks = (misfit_mm, misfit_range_mm) if has_people else NO_MODES_LACK
+    known = len(template.identity_basis) > 0
+    people = template.identity_basis if known else people_modes(template)
+    moves = _moves(template, 1)
+    model = _linear_model(template, template.mesh.vertices, people, moves, np.zeros(len(moves.basis)))
+    lacks = (misfit_mm, misfit_range_mm) if known else SMOOTH_MODES_LACK
     fit = _fit(clean, template, model, alignment, len(people), threads, lacks)
-    return _finish(clean, template, model, fit, alignment, len(people), threads, AFTER_BASIS if has_people else ALONE)
+    return _finish(clean, template, model, fit, alignment, len(people), threads)
 
 
 def register_expression(
@@ -103,14 +103,14 @@ def register_expression(
         ScanRejected: no head is found.
     """
     alignment = _aligned(clean, template, seed)
-    has_moves = len(template.expression_basis) > 0
-    moves = template.expression_basis if has_moves else expression_modes(template, 1)
-    start = canonical.expression if len(canonical.expression) == len(moves) else np.zeros(len(moves))
-    rest = canonical.vertices_head_mm - np.tensordot(start, moves, 1)
+    moves = _moves(template, 100)
+    start = np.zeros(len(moves.basis))
+    start[: len(canonical.expression)] = canonical.expression
+    rest = canonical.vertices_head_mm - np.tensordot(start, moves.basis, 1)
     model = _linear_model(template, rest, np.zeros((0, *rest.shape), np.float32), moves, start)
-    lacks = (misfit_mm, misfit_range_mm) if has_moves else NO_MODES_LACK
+    lacks = (misfit_mm, misfit_range_mm) if len(template.expression_basis) else SMOOTH_MODES_LACK
     fit = _fit(clean, template, model, alignment, 0, threads, lacks)
-    found = _finish(clean, template, model, fit, alignment, 0, threads, AFTER_BASIS if has_moves else ALONE)
+    found = _finish(clean, template, model, fit, alignment, 0, threads)
     skull = _skull_disagreement(clean, found, canonical, template, threads)
     return Registration(**{**found.__dict__, "figures": {**found.figures, **skull}})
 
@@ -128,22 +128,43 @@ def _aligned(clean: Mesh, template: Template, seed: int) -> Alignment:
     raise ScanRejected(one_line("no head was found", "scan", alignment.reason, "look at the clean scan's picture"))
 
 
+@dataclass(frozen=True)
+class _Moves:
+    """Modes of expression (e, n, 3) with their coefficients' standard deviations and bounds (e,)."""
+
+    basis: NDArray[np.floating]
+    spread: NDArray[np.float64]
+    low: NDArray[np.float64]
+    high: NDArray[np.float64]
+
+
+def _moves(template: Template, most: int) -> _Moves:
+    """The template's expressions, or at most so many general ones, the jaw first."""
+    e = len(template.expression_basis)
+    if e:
+        return _Moves(template.expression_basis, np.full(e, 0.4), np.zeros(e), np.full(e, 1.15))
+    basis = jaw_mode(template)[None] if most == 1 else motion_modes(template, most)
+    spread, low, high = np.ones(len(basis)), np.full(len(basis), -3.5), np.full(len(basis), 3.5)
+    spread[0], low[0], high[0] = 0.4, -0.1, 1.3
+    return _Moves(basis, spread, low, high)
+
+
 def _linear_model(
     template: Template,
     mean: NDArray[np.floating],
     people: NDArray[np.floating],
-    moves: NDArray[np.floating],
+    moves: _Moves,
     expression: NDArray[np.float64],
 ) -> LinearModel:
-    i, e = len(people), len(moves)
+    i = len(people)
     return LinearModel(
         np.asarray(mean, np.float64),
         template.mesh.faces,
-        np.ascontiguousarray(np.concatenate([people, moves]), np.float32),
-        np.zeros(i + e),
-        np.concatenate([np.ones(i), np.full(e, 0.4)]),
-        np.concatenate([np.full(i, -3.5), np.minimum(expression, 0.0)]),
-        np.concatenate([np.full(i, 3.5), np.full(e, 1.15)]),
+        np.ascontiguousarray(np.concatenate([people, moves.basis]), np.float32),
+        np.zeros(i + len(moves.basis)),
+        np.concatenate([np.ones(i), moves.spread]),
+        np.concatenate([np.full(i, -3.5), np.minimum(expression, moves.low)]),
+        np.concatenate([np.full(i, 3.5), np.maximum(expression, moves.high)]),
     )
 
 
@@ -185,18 +206,17 @@ def _finish(
     alignment: Alignment,
     people: int,
     threads: int,
-    levels: Any,
 ) -> Registration:
     """The non-rigid part and the figures."""
     T = alignment.T_world_from_head @ fit.T_scan_from_head
     scan = SurfaceIndex(clean.transformed(np.linalg.inv(T)), threads)
     faces = template.mesh.faces
     linear = model.shape(fit.coefficients)
-    vertices = follow_surface(scan, linear, faces, following(template), softness(template), levels)
+    vertices = follow_surface(scan, linear, faces, following(template), softness(template), AFTER_BASIS)
     found = final_matches(scan, vertices, faces)
     observed = found.weights > 0.3
     residual = np.where(observed, found.distance_mm, np.nan)
-    expression = fit.coefficients[people:] if len(template.expression_basis) else np.zeros(0)
+    expression = fit.coefficients[people:]
     figures = {"align_score": alignment.score, "fit_cost": fit.cost}
     figures |= _figures(template, linear, vertices, residual, observed)
     return Registration(vertices, T, residual, observed, throat_plane(vertices, template), expression, figures)

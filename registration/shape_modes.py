@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
-import numpy as np
-from numpy.typing import NDArray
+from collections.abc import Sequence
 
+import numpy as np
+import scipy.sparse as sp
+import scipy.sparse.linalg as spla
+from numpy.typing import NDArray
+from scipy.spatial import cKDTree
+from scipy.spatial.distance import cdist
+
+from registration.smoothness import cotangent_laplacian
 from registration.template import Template
 
-JAW_ANGLE_DEG = 16.0
+JAW_ANGLE_DEG = 26.0
 """How far a unit of the jaw mode turns the chin about the ears."""
+
+
+PEOPLE_SCALES = ((4.0, 70.0), (1.5, 30.0), (0.7, 15.0))
+"""Standard deviations and ranges, mm, in which heads of different people differ."""
+MOTION_SCALES = ((4.0, 40.0), (2.5, 20.0), (1.2, 10.0))
+"""The same for the faces that one person makes, beside the opening of the jaw."""
 
 
 def identity_modes(template: Template, count: int) -> NDArray[np.float64]:
@@ -57,30 +70,110 @@ def proportion_modes(points_mm: NDArray[np.floating]) -> NDArray[np.float64]:
 
 
 def jaw_mode(template: Template) -> NDArray[np.float64]:
-    """The lower face turned down about an axis through the ears.
+    """The lower face turned down about an axis through the ears; the lips part where the mesh is slit.
+
+    How much each vertex follows is a harmonic function on the mesh: all at the chin and the lower lip, none above the
+    nose, behind the ears, on the neck and the upper lip. It jumps across the slit of the mouth by itself.
 
     Returns:
         (n, 3) mm at ``JAW_ANGLE_DEG``.
     """
     vertices = template.mesh.vertices.astype(np.float64)
-    mark = vertices[template.landmarks]
-    pivot = 0.5 * (mark[0] + mark[16])
-    seam, chin = 0.25 * (mark[60] + mark[64] + mark[62] + mark[66]), mark[8]
-
-    def elevation(points: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Angle below the horizon seen from the ears."""
-        return np.arctan2(pivot[1] - points[..., 1], np.maximum(points[..., 2] - pivot[2], 5.0))
-
-    low, high = elevation(seam), elevation(chin)
-    below = elevation(vertices)
-    depth = np.clip((vertices[:, 2] - pivot[2]) / (0.6 * (chin[2] - pivot[2])), 0, 1)
-    under = np.clip(1 - (mark[8, 1] - 12 - vertices[:, 1]) / 30.0, 0, 1)
-    weight = np.clip((below - low) / (0.25 * (high - low)), 0, 1) * depth * under
-    angle = np.radians(JAW_ANGLE_DEG) * weight
+    mark = template.landmarks
+    pivot = 0.5 * (vertices[mark[0]] + vertices[mark[16]])
+    fixed = (vertices[:, 1] > vertices[mark[33], 1]) | (vertices[:, 2] < pivot[2])
+    fixed |= vertices[:, 1] < vertices[mark[8], 1] - 35.0
+    fixed[mark[[50, 51, 52, 61, 62, 63]]] = True
+    value = np.zeros(len(vertices))
+    follows = mark[[6, 7, 8, 9, 10, 56, 57, 58, 65, 66, 67]]
+    fixed[follows], value[follows] = True, 1.0
+    laplacian, area = cotangent_laplacian(vertices, template.mesh.faces)
+    free = ~fixed
+    inner = laplacian[free][:, free] + sp.diags(1e-9 * area[free])
+    value[free] = spla.spsolve(sp.csc_matrix(inner), -laplacian[free][:, fixed] @ value[fixed])
+    weight = np.clip(value, 0, 1)
+    angle = np.radians(JAW_ANGLE_DEG) * weight * weight * (3 - 2 * weight)
     arm = vertices - pivot
     y = arm[:, 1] * np.cos(angle) - arm[:, 2] * np.sin(angle)
     z = arm[:, 1] * np.sin(angle) + arm[:, 2] * np.cos(angle)
     return np.stack([np.zeros_like(y), y - arm[:, 1], z - arm[:, 2]], 1)
+
+
+def smooth_modes(
+    places_mm: NDArray[np.floating],
+    scales: Sequence[tuple[float, float]],
+    count: int,
+    asymmetry: float,
+    controls: int = 500,
+) -> NDArray[np.float64]:
+    """Main modes of a random smooth deformation that is nearly symmetric (a Gaussian process morphable model).
+
+    Args:
+        places_mm: (n, 3) where each vertex stands for the purpose of being near to others; symmetric about x = 0.
+        scales: (standard deviation, range) in mm of the fields that add up to the deformation.
+        count: how many modes.
+        asymmetry: standard deviation of what the two sides don't share, as a share of what they do.
+        controls: points that the kernel is expanded on (Nystrom).
+
+    Returns:
+        (count, n, 3) mm per unit of a coefficient with unit spread, the strongest first.
+    """
+    places = np.asarray(places_mm, np.float64)
+    control = _spread(places, controls)
+    mirrored = control * [-1.0, 1.0, 1.0]
+
+    def kernel(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
+        square = cdist(a, b, "sqeuclidean")
+        return np.asarray(sum(spread**2 * np.exp(-0.5 * square / reach**2) for spread, reach in scales))
+
+    near, across = kernel(places, control), kernel(places, mirrored)
+    near_control, across_control = kernel(control, control), kernel(control, mirrored)
+    fields: dict[int, NDArray[np.float64]] = {}
+    for sign in (1, -1):
+        value, vector = np.linalg.eigh(0.5 * (near_control + sign * across_control))
+        kept = np.argsort(-value)[:count]
+        kept = kept[value[kept] > 1e-6 * value.max()]
+        fields[sign] = 0.5 * (near + sign * across) @ (vector[:, kept] / np.sqrt(value[kept]))
+    modes = []
+    for axis in range(3):
+        for sign in (1, -1):
+            share = 1.0 if (axis == 0) == (sign == -1) else asymmetry
+            modes += [(axis, share * column) for column in fields[sign].T]
+    strength = np.array([np.square(column).sum() for _, column in modes])
+    out = np.zeros((min(count, len(modes)), len(places), 3))
+    for k, index in enumerate(np.argsort(-strength, kind="stable")[: len(out)]):
+        axis, column = modes[index]
+        out[k, :, axis] = column
+    return out
+
+
+def people_modes(template: Template, count: int = 200) -> NDArray[np.float64]:
+    """Smooth modes (count, n, 3) in which people may differ from a template that has no identity modes.
+
+    Places are taken with the mouth open, so that the lips move apart.
+    """
+    places = template.mesh.vertices + jaw_mode(template)
+    return smooth_modes(places, PEOPLE_SCALES, count, asymmetry=0.15)
+
+
+def motion_modes(template: Template, count: int = 100) -> NDArray[np.float64]:
+    """The jaw, then smooth modes of the face (count, n, 3), for a template that has no expression modes."""
+    jaw = jaw_mode(template)
+    mark = template.mesh.vertices[template.landmarks[[*range(3, 14), *range(17, 68)]]]
+    distance, _ = cKDTree(mark).query(template.mesh.vertices)
+    reach = np.clip((50.0 - distance) / 35.0, 0, 1)
+    smooth = smooth_modes(template.mesh.vertices + jaw, MOTION_SCALES, count - 1, asymmetry=0.6)
+    return np.concatenate([jaw[None], smooth * (reach * reach * (3 - 2 * reach))[:, None]])
+
+
+def _spread(points: NDArray[np.float64], count: int) -> NDArray[np.float64]:
+    """So many of the points, each as far as can be from those before it."""
+    chosen = np.zeros(min(count, len(points)), np.int64)
+    distance = np.full(len(points), np.inf)
+    for k in range(1, len(chosen)):
+        distance = np.minimum(distance, np.square(points - points[chosen[k - 1]]).sum(1))
+        chosen[k] = distance.argmax()
+    return points[chosen]
 
 
 def jaw_direction(template: Template, count: int) -> NDArray[np.float64]:
