@@ -21,8 +21,9 @@ setup:
 	@./bootstrap.sh
 
 demo: setup
-	@$(BIN)/nphm simulate $(DEMO)/captures --subjects $(SUBJECTS) --expressions $(EXPRESSIONS)
-	@$(BIN)/nphm init $(DEMO)/workspace --preset demo
+	@test -e $(DEMO)/captures/session/session.json || \
+	  $(BIN)/nphm simulate $(DEMO)/captures --subjects $(SUBJECTS) --expressions $(EXPRESSIONS)
+	@test -e $(DEMO)/workspace/pipeline.toml || $(BIN)/nphm init $(DEMO)/workspace --preset demo
 	@$(BIN)/nphm ingest $(DEMO)/captures/session -w $(DEMO)/workspace
 	@$(BIN)/nphm run -w $(DEMO)/workspace
 
