@@ -13,13 +13,12 @@ class FitConfig(BaseModel):
     points: int = Field(
         default=2500, gt=0, description="points of each observation that are used, drawn without replacement"
     )
-    iterations: int = Field(default=18, gt=0, description="Gauss-Newton steps")
+    iterations: int = Field(default=12, gt=0, description="Gauss-Newton steps")
     first_scale_mm: float = Field(
         default=10.0, gt=0, description="distance that the robust kernel forgives at the start, mm"
     )
     last_scale_mm: float = Field(default=1.0, gt=0, description="the same at the end, mm")
     noise_mm: float = Field(default=1.0, gt=0, description="expected distance of a point from a fitted surface, mm")
-    sample_weight: float = Field(default=0.1, gt=0, le=1, description="independent observations a point counts for")
     first_stiffness: float = Field(
         default=30.0, gt=0, description="factor on the identity's prior at the start, falling to 1"
     )

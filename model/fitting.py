@@ -266,19 +266,18 @@ def _gauss_newton(
     eliminated = []
     for part, cloud in zip(linear, clouds, strict=True):
         square = (part.residual / scale_mm) ** 2
-        weight = np.where(part.valid, config.sample_weight / config.noise_mm**2 / (1 + square) ** 2, 0.0)
+        weight = np.where(part.valid, config.noise_mm**-2.0 / (1 + square) ** 2, 0.0)
         away = np.concatenate([cloud.expression - expression_prior.mean, cloud.twist])
         cost += float(away @ own_precision @ away)
-        cost += float(config.sample_weight / config.noise_mm**2 * (part.residual**2 / (1 + square))[part.valid].sum())
+        cost += float(config.noise_mm**-2.0 * (part.residual**2 / (1 + square))[part.valid].sum())
         own = part.by_own[:, free]
         weighted = own * weight[:, None]
         H = own_precision[np.ix_(free, free)] + weighted.T @ own
         cross = weighted.T @ part.by_identity
         g = -own_precision[np.ix_(free, free)] @ away[free] - weighted.T @ part.residual
         inverse_cross, inverse_g = np.linalg.solve(H, cross), np.linalg.solve(H, g)
-        weighted_z = part.by_identity * weight[:, None]
-        A = A + weighted_z.T @ part.by_identity - cross.T @ inverse_cross
-        b = b - weighted_z.T @ part.residual - cross.T @ inverse_g
+        A = A + _gram(part.by_identity, weight) - cross.T @ inverse_cross
+        b = b - part.by_identity.T @ (weight * part.residual) - cross.T @ inverse_g
         eliminated.append((inverse_cross, inverse_g))
     step = np.asarray(np.linalg.solve(A, b), np.float64)
     own_steps = []
@@ -291,6 +290,12 @@ def _gauss_newton(
         *(_within(own[:E], expression_prior.precision, config.largest_step) for own in own_steps),
     )
     return cost, shrink * step, [shrink * own for own in own_steps]
+
+
+def _gram(rows: NDArray[np.float64], weight: NDArray[np.float64]) -> NDArray[np.float64]:
+    """rows^T diag(weight) rows (D, D): most of a step's arithmetic, and good enough in single precision."""
+    half = torch.from_numpy((rows * np.sqrt(weight)[:, None]).astype(np.float32))
+    return _float64(half.T @ half)
 
 
 def _within(step: NDArray[np.float64], precision: NDArray[np.float64], largest: float) -> float:

@@ -50,7 +50,7 @@ class BoundEllipsoids:
 
 PRIOR_Z = CodePrior(np.zeros(4), np.eye(4))
 PRIOR_E = CodePrior(np.zeros(2), np.eye(2))
-CONFIG = FitConfig(points=800, sample_weight=1.0, noise_mm=0.3)
+CONFIG = FitConfig(points=800, noise_mm=0.3)
 
 
 def cloud(identity: list[float], expression: list[float], count: int = 1500, seed: int = 0) -> np.ndarray:
