@@ -23,7 +23,9 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.opening import open_workspace
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # before this folder, whose files are named like packages
+
+from pipeline.opening import open_workspace  # noqa: E402
 
 BEFORE_TRAINING = ("ingest", "clean", "registrations", "samples", "samples.zarr")
 
