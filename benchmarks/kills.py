@@ -25,7 +25,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # before this folder, whose files are named like packages
 
-from pipeline.opening import open_workspace  # noqa: E402
+from pipeline.opening import open_workspace
 
 BEFORE_TRAINING = ("ingest", "clean", "registrations", "samples", "samples.zarr")
 
