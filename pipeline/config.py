@@ -105,7 +105,12 @@ PRESETS: dict[Preset, dict[str, Any]] = {
     "small": {},
     "paper": {
         "sample": {
-            "identity": {"surface_points": 2_000_000, "near_points": 1_000_000, "space_points": 200_000},
+            "identity": {
+                "surface_points": 2_000_000,
+                "near_points": 1_000_000,
+                "space_points": 200_000,
+                "near_spreads_mm": [2.5, 0.5],
+            },
             "deformation": {"pairs": 500_000},
         },
         "train": {
@@ -116,8 +121,30 @@ PRESETS: dict[Preset, dict[str, Any]] = {
             "pair_points": 1000,
             "training": {
                 "field": PAPER_FIELD.model_dump(mode="json"),
-                "stage1": {"steps": 120_000, "learning_rate": 5e-4, "code_learning_rate": 1e-3, "clip": 0.1},
-                "stage2": {"steps": 370_000, "learning_rate": 1e-4, "code_learning_rate": 5e-4, "clip": 0.025},
+                "stage1": {
+                    "steps": 120_000,
+                    "learning_rate": 5e-4,
+                    "code_learning_rate": 1e-3,
+                    "schedule": "halving",
+                    "halving_steps": 40_000,
+                    "weight_decay": 0.01,
+                    "clip": 0.1,
+                    "code_init": 0.1,
+                },
+                "stage2": {
+                    "steps": 370_000,
+                    "learning_rate": 1e-4,
+                    "code_learning_rate": 5e-4,
+                    "schedule": "halving",
+                    "halving_steps": 90_000,
+                    "weight_decay": 5e-4,
+                    "clip": 0.025,
+                    "code_init": 0.14,
+                },
+                "identity_losses": {"anchors": 7.5},
+                "surface_gradient_share": 1.0,
+                "near_gradient_share": 1.0,
+                "space_gradient_share": 1.0,
             },
         },
         "evaluate": {"samples": 250_000, "render_scale": 1.0, "resolution": 256},

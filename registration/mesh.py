@@ -85,7 +85,7 @@ def face_areas(vertices: NDArray[np.floating], faces: NDArray[np.integer]) -> ND
 def vertex_normals(vertices: NDArray[np.floating], faces: NDArray[np.integer]) -> NDArray[np.float64]:
     """Unit normals (n, 3), the adjoining faces weighted by area; zero at vertices without area."""
     cross = _face_cross(vertices, faces)
-    total = np.stack(
+    total: NDArray[np.float64] = np.stack(
         [np.bincount(faces.ravel(), np.repeat(cross[:, axis], 3), minlength=len(vertices)) for axis in range(3)], 1
     )
     return _unit(total)
