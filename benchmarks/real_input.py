@@ -102,7 +102,7 @@ def measure(workspace: Workspace, roots: dict[str, Path]) -> dict[str, float]:
     with workspace.store.local_path(f"models/{latest}/model.safetensors") as weights:
         head = HeadModel.load(weights.parent)
     for key in workspace.scans():
-        subject, expression = key.split("/")
+        subject = key.split("/")[0]
         clean = workspace.manifest("clean", key)
         registration = workspace.manifest("register", key)
         if clean is None or registration is None or not (clean.accepted and registration.accepted):

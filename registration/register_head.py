@@ -21,6 +21,8 @@ from storage.errors import ScanRejected, one_line
 
 JAW_STARTS = (0.0, 0.35, 0.9)
 """How far open the mouth is tried: from a closed mouth, the lips of an open one lie in the wrong basin."""
+MANY_MODES = 60
+"""A template with fewer identity modes than this gets smooth ones beside them: few modes can't place lips and lids."""
 SMOOTH_MODES_LACK = (1.2, 20.0)
 """What smooth modes lack of a person or an expression, and over what distance it varies, mm."""
 UNIT_FACTORS = {
@@ -77,8 +79,8 @@ def register_canonical(
         ScanRejected: no head is found, or its size contradicts the told unit.
     """
     alignment = _aligned(clean, template, seed)
-    known = len(template.identity_basis) > 0
-    people = template.identity_basis if known else people_modes(template)
+    known = len(template.identity_basis) >= MANY_MODES
+    people = template.identity_basis if known else np.concatenate([template.identity_basis, people_modes(template)])
     moves = _moves(template, 1)
     model = _linear_model(template, template.mesh.vertices, people, moves, np.zeros(len(moves.basis)))
     lacks = (misfit_mm, misfit_range_mm) if known else SMOOTH_MODES_LACK

@@ -222,7 +222,8 @@ def views_of_mesh(
         radius_mm: of what must be in the picture.
     """
     scene = o3d.t.geometry.RaycastingScene(1)
-    scene.add_triangles(o3d.core.Tensor.from_numpy(mesh.vertices), o3d.core.Tensor.from_numpy(mesh.faces.astype(np.uint32)))
+    faces = o3d.core.Tensor.from_numpy(mesh.faces.astype(np.uint32))
+    scene.add_triangles(o3d.core.Tensor.from_numpy(mesh.vertices), faces)
     normals = face_normals(mesh.vertices, mesh.faces)
     distance = 700.0
     focal = distance / pixel_mm
