@@ -39,7 +39,7 @@ def loss_charts(curve: Sequence[Mapping[str, Any]]) -> dict[str, Markup]:
     """
     stages = dict.fromkeys(str(line.get("stage", "training")) for line in curve)
     return {
-        stage.replace("_", " ").capitalize(): _chart(
+        f"Stage {stage}" if stage.isdigit() else stage.replace("_", " ").capitalize(): _chart(
             [line for line in curve if str(line.get("stage", "training")) == stage]
         )
         for stage in stages

@@ -13,6 +13,7 @@ SIZE = 288
 EXTENT_MM = 400.0
 SPREAD_SHOWN_MM = 1.0
 POINTS_SHOWN = 200_000
+RAW_POINT_MM = 2.0
 
 
 def point_picture(
@@ -72,17 +73,15 @@ def clean_sheet(
     nearest = clean.faces[face, bary.argmax(1)]
     size = 1.6 * float(np.sqrt(face_areas(clean.vertices, clean.faces).sum() / POINTS_SHOWN))
 
-    def row(paint: NDArray[np.uint8] | None) -> list[Picture]:
+    def column(paint: NDArray[np.uint8] | None) -> list[Picture]:
         color = None if paint is None else paint[nearest]
         return [point_picture(points, color, azimuth, normals, size) for azimuth in VIEWS_SHOWN]
 
-    rows = [[point_picture(raw, colors, azimuth) for azimuth in VIEWS_SHOWN], row(None), row(confidence)]
-    titles = [
-        ["raw points as told"],
-        ["cleaned and fused"],
-        [f"spread between views: blue 0, red {SPREAD_SHOWN_MM:g} mm", "magenta: filled in"],
-    ]
+    columns = {
+        "raw points as told": [point_picture(raw, colors, azimuth, size_mm=RAW_POINT_MM) for azimuth in VIEWS_SHOWN],
+        "cleaned and fused": column(None),
+        f"spread of views, red {SPREAD_SHOWN_MM:g} mm; magenta filled in": column(confidence),
+    }
     if clean.colors is not None:
-        rows.append(row(clean.colors))
-        titles.append(["colour"])
-    return sheet(rows, titles)
+        columns["colour"] = column(clean.colors)
+    return sheet(list(zip(*columns.values(), strict=True)), [list(columns)] * len(VIEWS_SHOWN))
