@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import sys
 import tempfile
@@ -11,6 +12,8 @@ from pathlib import Path
 from types import TracebackType
 
 from flows.console import Exit, Output, write_error
+
+_KEPT_SECONDS = 30 * 24 * 3600.0
 
 
 def log_folder() -> Path:
@@ -28,9 +31,20 @@ def log_folder() -> Path:
 
 
 def new_log(name: str) -> Path:
-    """A path for a log file of this process that nobody else uses."""
+    """A path for a log file of this process that nobody else uses; an empty one goes when the process ends."""
     began = time.strftime("%Y%m%dT%H%M%S", time.gmtime())
-    return log_folder() / f"{began}-{os.getpid()}-{name}.log"
+    folder = log_folder()
+    for old in folder.glob("*.log"):
+        if old.stat().st_mtime < time.time() - _KEPT_SECONDS:
+            old.unlink(missing_ok=True)
+    path = folder / f"{began}-{os.getpid()}-{name}.log"
+    atexit.register(_drop_if_empty, path)
+    return path
+
+
+def _drop_if_empty(path: Path) -> None:
+    if path.exists() and path.stat().st_size == 0:
+        path.unlink(missing_ok=True)
 
 
 def report_crashes(output: Output) -> None:

@@ -141,8 +141,6 @@ class Workers:
             process.wait()
         if self._log is not None:
             self._log.close()
-            if os.path.getsize(self._log_path) == 0:
-                self._log_path.unlink()
 
 
 def _failure(what: str, kind: str, line: str) -> NphmError:

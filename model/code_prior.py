@@ -69,6 +69,20 @@ def expression_prior(codes: NDArray[np.floating], shrinkage: float = 4.0) -> Cod
     return CodePrior(mean, np.diag(1 / variance))
 
 
+def farthest_codes(codes: NDArray[np.floating], prior: CodePrior, count: int) -> NDArray[np.float64]:
+    """The prior's mean and up to ``count`` - 1 of the codes (T, E), each as far from those before as can be."""
+    chosen = [prior.mean]
+    least = np.full(len(codes), np.inf)
+    while len(chosen) < count:
+        away = codes - chosen[-1]
+        least = np.minimum(least, np.einsum("te,ef,tf->t", away, prior.precision, away))
+        farthest = int(least.argmax())
+        if least[farthest] <= 0:
+            break
+        chosen.append(codes[farthest].astype(np.float64))
+    return np.stack(chosen)
+
+
 def _sums_and_differences(swap: NDArray[np.int64]) -> NDArray[np.float64]:
     """The orthogonal (D, D) matrix to sums (at the first of a pair's entries) and differences (at the second)."""
     turn = np.eye(len(swap))

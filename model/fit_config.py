@@ -13,6 +13,11 @@ class FitConfig(BaseModel):
     points: int = Field(
         default=2500, gt=0, description="points of each observation that are used, drawn without replacement"
     )
+    starts: int = Field(
+        default=6, ge=1, description="expressions that each observation tries first: the mean and some trained ones"
+    )
+    start_iterations: int = Field(default=4, ge=0, description="steps of each such try, the identity being the mean")
+    start_points: int = Field(default=400, gt=0, description="points of each such try")
     iterations: int = Field(default=12, gt=0, description="Gauss-Newton steps")
     first_scale_mm: float = Field(
         default=10.0, gt=0, description="distance that the robust kernel forgives at the start, mm"

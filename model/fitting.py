@@ -9,7 +9,7 @@ implicit function theorem carries them through the root. A dozen such steps do w
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -92,6 +92,13 @@ class _Cloud:
     twist: NDArray[np.float64]  # head from told: rotation vector in radians, translation in mm
     canonical: Tensor | None = None  # last roots, the next start
 
+    def some(self, most: int, rng: np.random.Generator) -> _Cloud:
+        """At most so many of the points, drawn without replacement."""
+        if len(self.points) <= most:
+            return replace(self)
+        pick = np.sort(rng.choice(len(self.points), most, replace=False))
+        return replace(self, points=self.points[pick], normals=None if self.normals is None else self.normals[pick])
+
 
 @dataclass
 class _Linear:
@@ -110,33 +117,37 @@ def fit_codes(
     observations: Sequence[Observation],
     config: FitConfig,
     seed: int = 0,
+    expression_starts: NDArray[np.floating] | None = None,
 ) -> FittedCodes:
     """Fit one identity, and an expression and a small rigid correction an observation.
 
-    Starts at the priors' means. The robust kernel (Geman-McClure) narrows and the identity's prior softens step by
-    step, so that large shapes settle before small ones.
+    Starts at the mean identity, and for each observation at the expression that explains it best there: an open mouth
+    can't be reached from a closed one, since the points of its lips have wrong canonical places. Then the robust kernel
+    (Geman-McClure) narrows and the identity's prior softens step by step, so that large shapes settle before small ones.
 
     Args:
         fields: the trained fields.
         identity_prior, expression_prior: over the codes.
         observations: at least one cloud.
         seed: draws the points that are used.
+        expression_starts: (k, E) expressions to try first; the mean alone by default.
     """
+    starts = expression_prior.mean[None] if expression_starts is None else np.asarray(expression_starts, np.float64)
+    rng = np.random.default_rng(seed)
     with fixed_threads(config.threads):
-        return _fit(fields, identity_prior, expression_prior, observations, config, np.random.default_rng(seed))
+        clouds = [_draw(observation, expression_prior.mean, config.points, rng) for observation in observations]
+        for cloud in clouds:
+            _start(fields, identity_prior.mean, cloud, starts, expression_prior, config, rng)
+        return _fit(fields, identity_prior, expression_prior, clouds, config)
 
 
 def _fit(
     fields: Fields,
     identity_prior: CodePrior,
     expression_prior: CodePrior,
-    observations: Sequence[Observation],
+    clouds: Sequence[_Cloud],
     config: FitConfig,
-    rng: np.random.Generator,
 ) -> FittedCodes:
-    clouds = [_draw(observation, len(expression_prior.mean), config, rng) for observation in observations]
-    for cloud in clouds:
-        cloud.expression = expression_prior.mean.copy()
     identity = identity_prior.mean.copy()
     scales = np.geomspace(config.first_scale_mm, config.last_scale_mm, config.iterations)
     stiffness = np.geomspace(config.first_stiffness, 1.0, max(config.iterations * 2 // 3, 1))
@@ -167,12 +178,37 @@ def _fit(
     )
 
 
-def _draw(observation: Observation, expression_dim: int, config: FitConfig, rng: np.random.Generator) -> _Cloud:
-    count = len(observation.points_mm)
-    pick = np.sort(rng.choice(count, config.points, replace=False)) if count > config.points else np.arange(count)
-    normals = None if observation.normals is None else np.asarray(observation.normals, np.float64)[pick]
-    points = np.asarray(observation.points_mm, np.float64)[pick]
-    return _Cloud(points, normals, np.zeros(expression_dim), np.zeros(_POSE))
+def _draw(observation: Observation, expression: NDArray[np.float64], most: int, rng: np.random.Generator) -> _Cloud:
+    normals = None if observation.normals is None else np.asarray(observation.normals, np.float64)
+    cloud = _Cloud(np.asarray(observation.points_mm, np.float64), normals, expression.copy(), np.zeros(_POSE))
+    return cloud.some(most, rng)
+
+
+def _start(
+    fields: Fields,
+    identity: NDArray[np.float64],
+    cloud: _Cloud,
+    starts: NDArray[np.float64],
+    expression_prior: CodePrior,
+    config: FitConfig,
+    rng: np.random.Generator,
+) -> None:
+    """Give a cloud the expression and pose of its best start, after a few steps with some of its points."""
+    few = cloud.some(config.start_points, rng)
+    nobody = CodePrior(np.zeros(0), np.zeros((0, 0)))
+    best = np.inf
+    for start in starts if len(starts) > 1 else starts[:0]:
+        tried = replace(few, expression=start.copy(), twist=np.zeros(_POSE), canonical=None)
+        for _ in range(config.start_iterations + 1):
+            linear = _linearise(fields, identity, tried, config)
+            linear.by_identity = linear.by_identity[:, :0]
+            expression, twist = tried.expression, tried.twist
+            cost, _, (own,) = _gauss_newton(
+                [linear], [tried], nobody.mean, nobody, expression_prior, config.first_scale_mm, 1.0, config
+            )
+            tried.expression, tried.twist = expression + own[:-_POSE], twist + own[-_POSE:]
+        if cost < best:  # of the state before the last step
+            best, cloud.expression, cloud.twist = cost, expression, twist
 
 
 def _tensor(array: NDArray[np.floating], device: torch.device) -> Tensor:
@@ -269,7 +305,9 @@ def _gauss_newton(
         weight = np.where(part.valid, config.noise_mm**-2.0 / (1 + square) ** 2, 0.0)
         away = np.concatenate([cloud.expression - expression_prior.mean, cloud.twist])
         cost += float(away @ own_precision @ away)
-        cost += float(config.noise_mm**-2.0 * (part.residual**2 / (1 + square))[part.valid].sum())
+        # a point that counts for nothing in the step costs as much as one that is infinitely far
+        robust = np.where(part.valid, square / (1 + square), 1.0)
+        cost += float((scale_mm / config.noise_mm) ** 2 * robust.sum())
         own = part.by_own[:, free]
         weighted = own * weight[:, None]
         H = own_precision[np.ix_(free, free)] + weighted.T @ own

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from model.code_prior import CodePrior, expression_prior, identity_prior
+from model.code_prior import CodePrior, expression_prior, farthest_codes, identity_prior
 from model.fit_config import FitConfig
 from model.fitting import FittedCodes, fit_codes
 from model.head_fields import HeadFields
@@ -43,7 +43,8 @@ class NphmFitter:
     def codes(self, observations: Sequence[Observation], seed: int) -> FittedCodes:
         """Fit one identity code, and an expression code and a pose correction an observation."""
         fields = HeadFields(self.head.identity_field, self.head.deformation_field)
-        return fit_codes(fields, *self.priors, observations, self.config, seed)
+        starts = farthest_codes(self.head.expression_codes, self.priors[1], self.config.starts)
+        return fit_codes(fields, *self.priors, observations, self.config, seed, starts)
 
     def fit(self, observations: Sequence[Observation], seed: int) -> tuple[FittedHead, ...]:
         """Fit, mesh the canonical head once and pose it for each observation."""

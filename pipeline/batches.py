@@ -8,6 +8,7 @@ nothing.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -28,7 +29,7 @@ CACHE_MIB = 512
 Batch = dict[str, NDArray]
 
 
-class _Batches:
+class _Batches(ABC):
     """What both kinds of batches share: order of scans, state, reading ahead."""
 
     def __init__(
@@ -124,8 +125,9 @@ class _Batches:
         scans = [int(self._shuffler.order(total, e)[p % total]) for p, e in zip(places, epochs, strict=True)]
         return scans, epochs
 
+    @abstractmethod
     def _labelled(self, scans: NDArray[np.int64]) -> Batch:
-        raise NotImplementedError
+        """What a batch says of its scans beside their points."""
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.code_prior import CodePrior, expression_prior, identity_prior, mirrored_entries
+from model.code_prior import CodePrior, expression_prior, farthest_codes, identity_prior, mirrored_entries
 from model.codes import IdentityLayout
 from model.fit_config import FitConfig
 from model.fitting import FittedCodes, fit_codes
@@ -141,3 +141,30 @@ def test_expression_prior_has_the_spread_of_its_codes() -> None:
     prior = expression_prior(codes)
     np.testing.assert_allclose(1 / np.sqrt(np.diag(prior.precision)), [1.0, 2.0, 0.5], rtol=0.15)
     assert prior.cost(prior.mean) == 0
+
+
+def test_starts_are_far_from_each_other() -> None:
+    rng = np.random.default_rng(0)
+    corners = np.array([[3.0, 0], [0, 3], [-3, 0]])
+    codes = np.concatenate([corner + 0.1 * rng.normal(size=(10, 2)) for corner in corners])
+    starts = farthest_codes(codes, expression_prior(codes), 4)
+    assert len(starts) == 4
+    np.testing.assert_allclose(starts[0], codes.mean(0))
+    nearest = np.linalg.norm(starts[1:, None] - corners, axis=2).argmin(1)
+    assert sorted(nearest) == [0, 1, 2]
+    assert len(farthest_codes(np.zeros((5, 2)), PRIOR_E, 4)) == 1
+
+
+def test_a_far_expression_is_found_from_its_neighbour() -> None:
+    points = cloud([0.2, 0.0, 0.0, 0.0], [6.0, 0.0])  # the lower half dropped by 60 mm
+    starts = np.array([[0.0, 0.0], [5.0, 0.0], [-5.0, 0.0]])
+    fitted = fit_codes(
+        Ellipsoids(),
+        PRIOR_Z,
+        CodePrior(np.zeros(2), 0.1 * np.eye(2)),
+        [Observation("cloud", points)],
+        CONFIG,
+        0,
+        starts,
+    )
+    np.testing.assert_allclose(fitted.expressions[0], [6.0, 0.0], atol=0.5)
