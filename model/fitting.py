@@ -122,8 +122,8 @@ def fit_codes(
     """Fit one identity, and an expression and a small rigid correction an observation.
 
     Starts at the mean identity, and for each observation at the expression that explains it best there: an open mouth
-    can't be reached from a closed one, since the points of its lips have wrong canonical places. Then the robust kernel
-    (Geman-McClure) narrows and the identity's prior softens step by step, so that large shapes settle before small ones.
+    can't be reached from a closed one, since the points of its lips have wrong canonical places. Then the robust
+    kernel (Geman-McClure) narrows and the identity's prior softens step by step: large shapes settle before small ones.
 
     Args:
         fields: the trained fields.

@@ -92,24 +92,30 @@ def f_score(precision: float | np.floating, recall: float | np.floating) -> floa
     return float(2 * precision * recall / total) if total > 0 else 0.0
 
 
-def near_region(
-    points: NDArray[np.floating], region: Mesh, distance_mm: float = 10.0, plane_distance_mm: float = 5.0
+def in_region(
+    points: NDArray[np.floating],
+    registration: Mesh,
+    region: NDArray[np.bool_],
+    distance_mm: float,
+    plane_distance_mm: float = np.inf,
 ) -> NDArray[np.bool_]:
-    """Mask (n,) of the points that belong to a region, given by a mesh of it alone.
+    """Mask (n,) of the points that belong to a region of a registered head.
 
-    A point belongs where it lies within ``distance_mm`` of the region's nearest point and within
-    ``plane_distance_mm`` of the plane of the triangle there.
+    A point belongs where the registration's nearest triangle does, within ``distance_mm``, and within
+    ``plane_distance_mm`` of that triangle's plane.
 
     Args:
-        points: (n, 3) mm.
-        region: in the same frame, mm.
+        points: (n, 3) mm, in the registration's frame.
+        registration: the whole registered template.
+        region: (vertices,) bool; a triangle belongs with all its corners.
     """
     if len(points) == 0:
         return np.zeros(0, bool)
-    nearest = SurfaceIndex(region).closest(points)
-    normal = face_normals(region.vertices, region.faces)[nearest.faces]
+    nearest = SurfaceIndex(registration).closest(points)
+    normal = face_normals(registration.vertices, registration.faces)[nearest.faces]
     to_plane = np.abs(np.einsum("nc,nc->n", points - nearest.points, normal))
-    return np.asarray((nearest.distance_mm <= distance_mm) & (to_plane <= plane_distance_mm))
+    inside = region[registration.faces[nearest.faces]].all(1)
+    return np.asarray(inside & (nearest.distance_mm <= distance_mm) & (to_plane <= plane_distance_mm))
 
 
 def bootstrap_interval(

@@ -27,7 +27,7 @@ STEP_VERSION = 1
 _SINGLE_VIEW = (
     "Each held-out scan: {points} points of one frontal view, noise {noise:g} mm; identity and expression fitted "
     "together from the mean, starting in the head frame of the scan's registration, with pose refinement. Distances in "
-    "mm over what ten cameras around the head see; the face is what lies within 10 mm of the registration's face."
+    "mm over what ten cameras around the head see; the face is what lies nearest to the registration's face."
 )
 
 
@@ -173,13 +173,13 @@ def _read_registration(workspace: Workspace, key: str) -> tuple[Mesh, dict[str, 
 
 
 def _read_scan(workspace: Workspace, key: str, template: Template) -> HeadScan:
-    from pipeline.evaluation import HeadScan, face_of
+    from pipeline.evaluation import HeadScan
 
     registration, frame = _read_registration(workspace, key)
     clean = mesh_from_ply(workspace.read(workspace.accepted("clean", key), "mesh.ply"), f"clean/{key}/mesh.ply")
     T_head_from_world = np.linalg.inv(np.array(frame["T_world_from_head"], np.float64))
-    face = face_of(registration, template.face_mask)
-    return HeadScan(key, clean.transformed(T_head_from_world), face, np.array(frame["throat_plane"], np.float64))
+    plane = np.array(frame["throat_plane"], np.float64)
+    return HeadScan(key, clean.transformed(T_head_from_world), registration, template.face_mask, plane)
 
 
 def _train_baseline(workspace: Workspace, head: HeadModel, template: Template, config: EvaluateConfig) -> PcaHead:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
-from model.metrics import SurfaceError, bootstrap_interval, compare_surfaces, near_region
+from model.metrics import SurfaceError, bootstrap_interval, compare_surfaces, in_region
 from model.observation import FittedHead, HeadFitter, Observation
 from pipeline.evaluate_config import EvaluateConfig
 from pipeline.keys import subject_of
@@ -24,6 +24,7 @@ from registration.mesh import Mesh
 from registration.rendered_points import RenderedPoints, single_view_cloud, visible_samples
 
 REGIONS_COMPARED = ("face", "head")
+FACE_MM_SCAN, FACE_PLANE_MM_SCAN, FACE_MM_PREDICTED = 10.0, 5.0, 20.0
 NOTHING_TO_COMPARE = "no surface of it can be seen there"
 
 
@@ -34,13 +35,15 @@ class HeadScan:
     Attributes:
         key: SUBJECT/EXPRESSION.
         clean: the cleaned scan.
-        face: the faces of the scan's registration that belong to the face region, alone.
+        registration: the template registered to the scan.
+        face: (vertices,) bool, the registration's face region.
         throat_plane: (4,) what lies under it (n.x + d < 0) is not compared.
     """
 
     key: str
     clean: Mesh
-    face: Mesh
+    registration: Mesh
+    face: NDArray[np.bool_]
     throat_plane: NDArray[np.float64]
 
 
@@ -115,21 +118,23 @@ def measure(
     predicted = visible_samples(fitted.mesh, scan.throat_plane, config.samples, rng, config.render_scale)
     errors = {}
     for region in REGIONS_COMPARED:
-        ours, theirs = (in_region(samples, scan, region) for samples in (predicted, truth))
+        ours, theirs = on_region(predicted, scan, region, True), on_region(truth, scan, region, False)
         if len(ours.points_mm) and len(theirs.points_mm):
             errors[region] = compare_surfaces(fitted.mesh, ours, scan.clean, theirs)
     missing = [region for region in REGIONS_COMPARED if region not in errors]
     return MethodResult(fitted, errors, f"{', '.join(missing)}: {NOTHING_TO_COMPARE}" if missing else "")
 
 
-def in_region(samples: RenderedPoints, scan: HeadScan, region: str) -> RenderedPoints:
-    """The samples on ``face``, or all of them for ``head``."""
-    return samples if region == "head" else samples.select(near_region(samples.points_mm, scan.face))
+def on_region(samples: RenderedPoints, scan: HeadScan, region: str, predicted: bool) -> RenderedPoints:
+    """The samples on ``face``, or all of them for ``head``.
 
-
-def face_of(registration: Mesh, face_mask: NDArray[np.bool_]) -> Mesh:
-    """The face region of a registration (template topology), alone."""
-    return registration.select_vertices(face_mask)
+    The scan's face is what lies within 10 mm of the registered face and 5 mm of its plane: skin, no hair or glasses
+    before it. A predicted surface belongs to the face up to 20 mm from it, so that none escapes by being far off.
+    """
+    if region == "head":
+        return samples
+    limits = (FACE_MM_PREDICTED, np.inf) if predicted else (FACE_MM_SCAN, FACE_PLANE_MM_SCAN)
+    return samples.select(in_region(samples.points_mm, scan.registration, scan.face, *limits))
 
 
 def evaluate_training_head(mesh: Mesh, scan: HeadScan, config: EvaluateConfig, seed: int) -> MethodResult:

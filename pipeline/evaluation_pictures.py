@@ -53,7 +53,8 @@ def _method_columns(
 
 
 def _sheet(columns: list[tuple[str, Mesh, NDArray[np.uint8] | None]], scan: HeadScan, size: int) -> Picture:
-    middle = 0.5 * (scan.face.vertices.min(0) + scan.face.vertices.max(0)).astype(np.float64)
+    face = scan.registration.vertices[scan.face].astype(np.float64)
+    middle = 0.5 * (face.min(0) + face.max(0))
     centre = [0.0, float(middle[1]), 0.0]
     rows = [
         [render(mesh, azimuth, elevation, size, centre, _EXTENT_MM, colors) for _, mesh, colors in columns]

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial import cKDTree
 
-from model.metrics import bootstrap_interval, compare_surfaces, f_score, near_region
+from model.metrics import bootstrap_interval, compare_surfaces, f_score, in_region
 from registration.mesh import Mesh, sample_surface, vertex_normals
 from registration.rendered_points import RenderedPoints
 
@@ -72,11 +72,14 @@ def test_f_score_is_never_nan_and_lies_between(precision: float, recall: float) 
     assert score <= max(precision, recall) + 1e-9
 
 
-def test_region_needs_nearness_and_the_same_plane() -> None:
-    square = Mesh.of([[0, 0, 0], [100, 0, 0], [100, 100, 0], [0, 100, 0]], [[0, 1, 2], [0, 2, 3]])
-    points = np.array([[50.0, 50, 4], [50, 50, 6], [-8, 50, 0], [-12, 50, 0], [-5, 50, 5.5]])
-    assert near_region(points, square).tolist() == [True, False, True, False, False]
-    assert near_region(np.zeros((0, 3)), square).shape == (0,)
+def test_region_goes_by_the_nearest_triangle() -> None:
+    corners = [[0, 0, 0], [100, 0, 0], [100, 100, 0], [0, 100, 0], [200, 0, 0], [200, 100, 0]]
+    strip = Mesh.of(corners, [[0, 1, 2], [0, 2, 3], [1, 4, 5], [1, 5, 2]])
+    left = np.array([True, True, True, True, False, False])
+    points = np.array([[50.0, 50, 4], [50, 50, 6], [-8, 50, 0], [-12, 50, 0], [150, 50, 0], [50, 50, 18]])
+    assert in_region(points, strip, left, 10, 5).tolist() == [True, False, True, False, False, False]
+    assert in_region(points, strip, left, 20).tolist() == [True, True, True, True, False, True]
+    assert in_region(np.zeros((0, 3)), strip, left, 10).shape == (0,)
 
 
 def test_bootstrap_covers_the_mean_and_is_seeded() -> None:

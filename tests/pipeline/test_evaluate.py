@@ -25,7 +25,7 @@ from model.units import to_units
 from pipeline.config import PipelineConfig, SplitShares
 from pipeline.evaluate import STEP_VERSION, judge_evaluate, run_evaluate
 from pipeline.evaluate_config import EvaluateConfig, EvaluateThresholds
-from pipeline.evaluation import HeadScan, evaluate_scan, evaluate_training_head, face_of, method_entry, summarise
+from pipeline.evaluation import HeadScan, evaluate_scan, evaluate_training_head, method_entry, summarise
 from pipeline.evaluation_pictures import scan_sheet, training_sheet
 from pipeline.stepspec import Need, StepSpec
 from pipeline.workspace import Workspace
@@ -74,7 +74,7 @@ def _template() -> Template:
 
 def _scan(subject: str = "001") -> HeadScan:
     mesh = _head(subject)
-    return HeadScan(f"{subject}/neutral", mesh, face_of(mesh, _template().face_mask), PLANE)
+    return HeadScan(f"{subject}/neutral", mesh, mesh, _template().face_mask, PLANE)
 
 
 @dataclass
@@ -120,6 +120,11 @@ def test_known_errors_come_out() -> None:
     picture = scan_sheet(result, 64)
     assert picture.shape == (2 * (64 + 18), 6 * 64, 3)
     assert picture[:64].std(axis=(0, 1)).min() > 10
+
+
+def test_a_face_that_is_far_off_does_not_escape() -> None:
+    result = evaluate_scan(_scan(), [_Grown("grown", 12.0)], SMALL, seed=1)
+    assert result.methods["grown"].errors["face"].point_to_triangle_mm == pytest.approx(12.0, abs=0.5)
 
 
 def test_the_same_seed_gives_the_same_view_to_every_method() -> None:
