@@ -25,15 +25,15 @@ ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.truth import load_truth, measure_cleaning  # noqa: E402
-from pipeline.capture import IngestConfig, read_capture  # noqa: E402
-from pipeline.clean import STEP_VERSION, CleanConfig, CleanThresholds, clean_scan, judge_clean  # noqa: E402
-from pipeline.rawfiles import SessionFiles  # noqa: E402
-from registration.mesh import Mesh  # noqa: E402
-from registration.pieces import vertex_pieces  # noqa: E402
-from registration.template_import import import_ict  # noqa: E402
-from registration.views import Capture  # noqa: E402
-from storage.errors import ScanRejected  # noqa: E402
+from benchmarks.truth import load_truth, measure_cleaning
+from pipeline.capture import IngestConfig, read_capture
+from pipeline.clean import STEP_VERSION, CleanConfig, CleanThresholds, clean_scan, judge_clean
+from pipeline.rawfiles import SessionFiles
+from registration.mesh import Mesh
+from registration.pieces import vertex_pieces
+from registration.template_import import import_ict
+from registration.views import Capture
+from storage.errors import ScanRejected
 
 PROFILES = ("perfect", "studio", "handheld", "phone")
 EXPRESSIONS = ("neutral_open", "smile")

@@ -21,14 +21,26 @@ from pathlib import Path
 import numpy as np
 import tomli_w
 from numpy.typing import NDArray
-from truth import FACE_VERTICES, REACH_MM, SKIN, Surface, Truth, load_truth, measure_cleaning, rigid_motion
 
+ROOT = Path(__file__).resolve().parents[1]
+SHARED = ROOT.parent / "shared"
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.truth import (
+    FACE_VERTICES,
+    REACH_MM,
+    SKIN,
+    Surface,
+    Truth,
+    load_truth,
+    measure_cleaning,
+    rigid_motion,
+)
 from model import HeadModel
 from pipeline.opening import open_workspace
 from pipeline.workspace import Workspace
 from registration.mesh import Mesh, mesh_from_ply, sample_surface, transform_points
 
-SHARED = Path(__file__).resolve().parents[2] / "shared"
 EXPRESSIONS = "neutral_open,neutral,smile,jaw_open_wide,brows_up"
 SESSIONS = (
     ("depth", 1, 8, ["--format", "depth"]),
@@ -152,7 +164,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("build/benchmarks"))
     parser.add_argument("--json", type=Path)
     parser.add_argument("--seed", type=int, default=7)
-    parser.add_argument("--steps", type=int, nargs=2, default=(9000, 5000), metavar=("STAGE1", "STAGE2"))
+    parser.add_argument("--steps", type=int, nargs=2, default=(5000, 3000), metavar=("STAGE1", "STAGE2"))
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
     roots = make_sessions(args.work, args.seed)

@@ -27,17 +27,17 @@ ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.truth import FACE_VERTICES, SKIN, Surface, Truth, load_truth, rigid_motion  # noqa: E402
-from pipeline.capture import IngestConfig, read_capture  # noqa: E402
-from pipeline.clean import CleanConfig, clean_scan  # noqa: E402
-from pipeline.rawfiles import SessionFiles  # noqa: E402
-from pipeline.register import RegisterConfig, RegisterThresholds, judge_register, register_scan  # noqa: E402
-from registration.alignment import align_head  # noqa: E402
-from registration.mesh import Mesh, mesh_from_ply, mesh_to_ply, transform_points, vertex_normals  # noqa: E402
-from registration.register_head import Registration, registration_in_world  # noqa: E402
-from registration.template import Template  # noqa: E402
-from registration.template_import import import_ict  # noqa: E402
-from storage.errors import ScanRejected  # noqa: E402
+from benchmarks.truth import FACE_VERTICES, SKIN, Surface, Truth, load_truth, rigid_motion
+from pipeline.capture import IngestConfig, read_capture
+from pipeline.clean import CleanConfig, clean_scan
+from pipeline.rawfiles import SessionFiles
+from pipeline.register import RegisterConfig, RegisterThresholds, judge_register, register_scan
+from registration.alignment import align_head
+from registration.mesh import Mesh, mesh_from_ply, mesh_to_ply, transform_points, vertex_normals
+from registration.register_head import Registration, registration_in_world
+from registration.template import Template
+from registration.template_import import import_ict
+from storage.errors import ScanRejected
 
 EXPRESSIONS = (
     "neutral_open", "neutral", "smile", "jaw_open_wide", "pucker",

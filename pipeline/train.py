@@ -54,6 +54,28 @@ class TrainThresholds(BaseModel):
     most_posed_mean_mm: float = Field(default=6.0, gt=0, description="mean error of the training pairs when posed, mm")
 
 
+class Metrics(BaseModel):
+    """The document ``metrics.json`` of a model folder: errors on further samples of the training data.
+
+    What nothing could be measured on is left out.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    subjects: int = Field(description="training subjects")
+    scans: int = Field(description="training scans with correspondences")
+    face_median_mm: float | None = Field(
+        default=None, description="median distance of observed face samples from their field, mm"
+    )
+    face_p95_mm: float | None = Field(default=None, description="95 % of the same, mm")
+    head_median_mm: float | None = Field(
+        default=None, description="median distance of all observed surface samples, mm"
+    )
+    head_p95_mm: float | None = Field(default=None, description="95 % of the same, mm")
+    anchors_mean_mm: float = Field(description="mean distance of predicted from registered anchors, mm")
+    posed_mean_mm: float | None = Field(default=None, description="mean error of posed pairs, mm; None without scans")
+
+
 def judge_train(figures: Mapping[str, Any], thresholds: TrainThresholds) -> list[str]:
     """What speaks against a model; empty when it may be used."""
     reasons = []
@@ -136,7 +158,7 @@ def run_train(workspace: Workspace, key: str) -> Manifest:
             seed=seed,
             device=best_device(),
         )
-        figures = training_figures(trained, data)
+        figures = Metrics.model_validate(training_figures(trained, data)).model_dump(exclude_none=True)
     head = HeadModel.of(
         trained,
         config.training.field,
