@@ -5,8 +5,8 @@ Three stages, each keeping fewer candidates:
 1. for several hundred rotations spread evenly over SO(3), correlate the scan's field of surface normals with the
    template's, over all translations at once (by FFT), so that a body, a chair or a wall does not shift the start;
 2. refine the best by trimmed point-to-plane iterations, the template towards the scan;
-3. let the survivors adapt to the person in a few shape modes, and judge each by the share of the face that finds
-   surface of the right direction near itself.
+3. let the survivors adapt to the person in more and more shape modes, and judge each by the share of the face that
+   finds surface of the right direction near itself.
 
 The last number tells the right basin from the back of the head or a chair; a scan without a head is not accepted.
 """
@@ -32,8 +32,16 @@ CELLS = 80_000
 """Size of the coarse grid; its cells are at least ``MIN_CELL_MM`` wide."""
 MIN_CELL_MM = 11.0
 MAX_CELL_MM = 30.0
+SETTLING_MODES = 60
+"""Identity modes in which the last candidates adapt: faces far from the mean need them to score as heads do."""
+SETTLING_GATES_MM = (8.0, 8.0, 7.0, 7.0, 6.0, 6.0, 5.0, 5.0, 5.0, 5.0)
 ACCEPT_SHARE = 0.42
-"""Least agreement with a head: real ones reach 0.45 to 0.75, balls and the back of a head stay below 0.38."""
+"""Least agreement with a head.
+
+With a template of many identity modes heads reach 0.44 to 0.75; a ball, an ellipsoid, a cone and the back of a head
+stay at or below 0.40. With few modes (the procedural head's) strangers' heads reach 0.47 to 0.51, but the back of a head
+or a cone can reach 0.46: there the verdict leans on how much of the face was seen and on the registration's residuals.
+"""
 REGION_WEIGHTS = {"face": 1.0, "lips": 1.0, "eyes": 0.6, "ears": 0.8, "scalp": 0.5, "neck": 0.4}
 
 
@@ -68,6 +76,7 @@ class _Model:
     face: NDArray[np.bool_]
     relief: NDArray[np.float64]
     basis: NDArray[np.float64]  # (modes, n, 3), each of unit spread
+    few: int  # the first of them, enough to search with
 
 
 @dataclass(frozen=True)
@@ -135,16 +144,20 @@ def _align_scaled(points: NDArray, normals: NDArray, model: _Model, scale: float
     coarse = _thin(points, normals, 9.0)
     for candidate in candidates:
         _refine(candidate, coarse, model, gates_mm=(40, 30, 25), step=3, modes=0)
-        _refine(candidate, coarse, model, gates_mm=(25, 22, 18, 15, 12, 12), step=3, modes=len(model.basis))
+        _refine(candidate, coarse, model, gates_mm=(25, 22, 18, 15, 12, 12), step=3, modes=model.few)
         candidate.score = _agreement(candidate, coarse, model, 12.0, 40.0)
     candidates = _distinct(candidates, 14)
     for candidate in candidates:
-        _refine(candidate, scan, model, gates_mm=(15, 12, 12, 10, 10, 8, 8, 6, 6), step=2, modes=len(model.basis))
+        _refine(candidate, scan, model, gates_mm=(15, 12, 12, 10, 10, 8, 8, 6, 6), step=2, modes=model.few)
         candidate.score = _agreement(candidate, scan, model, 5.0, 28.0)
     fine = _thin(points, normals, 3.5)
     candidates = _distinct(candidates, 4)
     for candidate in candidates:
-        _refine(candidate, fine, model, gates_mm=(8, 8, 6, 6, 5, 5), step=1, modes=len(model.basis))
+        _refine(candidate, fine, model, gates_mm=(8, 8, 6, 6, 5, 5), step=1, modes=model.few)
+        candidate.score = _agreement(candidate, fine, model, 3.0, 20.0)
+    candidates = _distinct(candidates, 2)
+    for candidate in candidates:
+        _refine(candidate, fine, model, gates_mm=SETTLING_GATES_MM, step=1, modes=len(model.basis))
         candidate.score = _agreement(candidate, fine, model, 3.0, 20.0)
     best = _distinct(candidates, 1)[0]
     score = best.score
@@ -165,10 +178,13 @@ def _reduce(template: Template, rng: np.random.Generator, count: int = 1600) -> 
     normals /= np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-9)
     region = template.regions[corner[np.arange(count), bary.argmax(1)]]
     table = np.array([REGION_WEIGHTS.get(name, 0.5) for name in REGIONS])
-    modes = np.concatenate([identity_modes(template, 16), expression_modes(template, 4)])
+    first = [expression_modes(template, 4), identity_modes(template, 16)]
+    rest = [expression_modes(template, 10)[4:], identity_modes(template, SETTLING_MODES)[16:]]
+    modes = np.concatenate(first + rest)
     basis = np.einsum("nk,mnkc->mnc", bary, modes[:, corner])
     weights, in_face = table[region], np.asarray(template.face_mask[corner].all(1))
-    return _Model(points, normals, weights, in_face, in_face * _relief(points, normals), basis)
+    few = sum(map(len, first))
+    return _Model(points, normals, weights, in_face, in_face * _relief(points, normals), basis, few)
 
 
 def _relief(points: NDArray, normals: NDArray, radius_mm: float = 40.0) -> NDArray:
