@@ -39,7 +39,7 @@ ACCEPT_SHARE = 0.42
 """Least agreement with a head.
 
 With a template of many identity modes heads reach 0.44 to 0.75; a ball, an ellipsoid, a cone and the back of a head
-stay at or below 0.40. With few modes (the procedural head's) strangers' heads reach 0.47 to 0.51, but the back of a head
+stay at or below 0.40. With few modes (the procedural head's) strangers reach 0.47 to 0.51, but the back of a head
 or a cone can reach 0.46: there the verdict leans on how much of the face was seen and on the registration's residuals.
 """
 REGION_WEIGHTS = {"face": 1.0, "lips": 1.0, "eyes": 0.6, "ears": 0.8, "scalp": 0.5, "neck": 0.4}
