@@ -99,7 +99,7 @@ PRESETS: dict[Preset, dict[str, Any]] = {
             "identity": {"surface_points": 60_000, "near_points": 60_000, "space_points": 15_000},
             "deformation": {"pairs": 40_000},
         },
-        "train": {"training": {"stage1": {"steps": 1500}, "stage2": {"steps": 1000}}},
+        "train": {"training": {"stage1": {"steps": 2500}, "stage2": {"steps": 1500}}},
         "evaluate": {"samples": 30_000, "resolution": 128, "most_scans": 3},
     },
     "small": {},
