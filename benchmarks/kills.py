@@ -97,7 +97,7 @@ def main() -> None:
             os.kill(running.pid, signal.SIGKILL)
             running.communicate()
             survived.append(patience)
-    checkpoints = len(list((shaken / "models").rglob("*"))) if (shaken / "models").is_dir() else 0
+    checkpoints = len(open_workspace(str(shaken)).store.list("checkpoints"))
     told = finish("run", "-w", shaken, "--until", until)
 
     expected, found = results(calm), results(shaken)
