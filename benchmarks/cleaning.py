@@ -27,7 +27,8 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.truth import load_truth, measure_cleaning
 from pipeline.capture import IngestConfig, read_capture
-from pipeline.clean import STEP_VERSION, CleanConfig, CleanThresholds, clean_scan, judge_clean
+from pipeline.clean import clean_scan
+from pipeline.clean_config import STEP_VERSION, CleanConfig, CleanThresholds, judge_clean
 from pipeline.rawfiles import SessionFiles
 from registration.mesh import Mesh
 from registration.pieces import vertex_pieces

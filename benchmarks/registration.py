@@ -29,9 +29,11 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.truth import FACE_VERTICES, SKIN, Surface, Truth, load_truth, rigid_motion
 from pipeline.capture import IngestConfig, read_capture
-from pipeline.clean import CleanConfig, clean_scan
+from pipeline.clean import clean_scan
+from pipeline.clean_config import CleanConfig
 from pipeline.rawfiles import SessionFiles
-from pipeline.register import RegisterConfig, RegisterThresholds, judge_register, register_scan
+from pipeline.register import register_scan
+from pipeline.register_config import RegisterConfig, RegisterThresholds, judge_register
 from registration.alignment import align_head
 from registration.mesh import Mesh, mesh_from_ply, mesh_to_ply, transform_points, vertex_normals
 from registration.register_head import Registration, registration_in_world

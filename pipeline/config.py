@@ -12,11 +12,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from model.config import PAPER_FIELD
 from pipeline.capture import IngestConfig
-from pipeline.clean import CleanConfig, CleanThresholds
+from pipeline.clean_config import CleanConfig, CleanThresholds
 from pipeline.evaluate_config import EvaluateConfig, EvaluateThresholds
-from pipeline.register import RegisterConfig, RegisterThresholds
-from pipeline.sample import SampleConfig, SampleThresholds
-from pipeline.train import TrainConfig, TrainThresholds
+from pipeline.register_config import RegisterConfig, RegisterThresholds
+from pipeline.sample_config import SampleConfig, SampleThresholds
+from pipeline.train_config import TrainConfig, TrainThresholds
 from storage.digest import digest_json
 from storage.errors import ConfigError, one_line
 

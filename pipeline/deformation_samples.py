@@ -7,9 +7,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
 
-from pipeline.identity_samples import RegionDensity
+from pipeline.sample_config import DeformationSampleConfig
 from pipeline.sample_format import DeformationSamples
 from registration.mesh import Mesh, sample_surface
 from registration.surface import SurfaceIndex
@@ -17,29 +16,6 @@ from registration.template import REGIONS, Template
 
 _SCALP, _HAIR = REGIONS.index("scalp"), REGIONS.index("hair")
 _LOOSE = [REGIONS.index(name) for name in ("scalp", "neck", "ears")]
-
-
-class DeformationSampleConfig(BaseModel):
-    """How the motion from a subject's canonical registration to another is sampled."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    pairs: int = Field(default=100_000, ge=1000, le=50_000_000, description="pairs a scan, the extension included")
-    spreads_mm: tuple[float, float] = Field(
-        default=(2.5, 0.5), description="standard deviations off the registration, mm"
-    )
-    extension_share: float = Field(
-        default=0.2, ge=0, le=0.9, description="share of the pairs that carry the motion further out"
-    )
-    extension_reach_mm: float = Field(default=40.0, gt=0, description="how far out from scalp, ears and neck, mm")
-    face_extension_reach_mm: float = Field(default=12.0, gt=0, description="how far out from the face, mm")
-    inward_reach_mm: float = Field(default=12.0, gt=0, description="how far inward everywhere, mm")
-    residual_scale_mm: float = Field(
-        default=1.5, gt=0, description="a registration's residual at which a pair counts 1/e, mm"
-    )
-    unobserved_weight: float = Field(default=0.3, ge=0, le=1, description="weight where the registration saw nothing")
-    extension_weight: float = Field(default=0.5, ge=0, le=1, description="weight of an extension pair over its foot's")
-    density: RegionDensity = RegionDensity()
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.evaluate_config import EvaluateConfig, EvaluateThresholds
+from pipeline.evaluate_config import EvaluateConfig
 from pipeline.keys import subject_of, take_of
 from registration.mesh import Mesh, mesh_from_ply
 from registration.pictures import to_png
@@ -22,31 +22,12 @@ if TYPE_CHECKING:
     from pipeline.evaluation import HeadScan
     from pipeline.workspace import Workspace
 
-STEP_VERSION = 1
 
 _SINGLE_VIEW = (
     "Each held-out scan: {points} points of one frontal view, noise {noise:g} mm; identity and expression fitted "
     "together from the mean, starting in the head frame of the scan's registration, with pose refinement. Distances in "
     "mm over what ten cameras around the head see; the face is what lies nearest to the registration's face."
 )
-
-
-def judge_evaluate(figures: Mapping[str, Any], thresholds: EvaluateThresholds) -> list[str]:
-    """What speaks against a model; empty when it may be used."""
-    reasons = []
-    scans, failures = figures.get("held_out_scans", 0), figures.get("nphm_failures", 0)
-    if scans and failures / scans > thresholds.most_failures_share:
-        limit = thresholds.most_failures_share
-        reasons.append(f"{failures} of {scans} held-out scans have no result, at most {limit:.0%} may")
-    limits = {
-        "train_face_median_mm": ("re-meshed training faces", thresholds.worst_train_face_median_mm),
-        "nphm_face_point_to_triangle_mm": ("fitted held-out faces", thresholds.worst_face_point_to_triangle_mm),
-    }
-    for name, (what, limit_mm) in limits.items():
-        value = figures.get(name)
-        if value is not None and value > limit_mm:
-            reasons.append(f"{what} are {value:.2f} mm off their scans, limit {limit_mm:g} mm")
-    return reasons
 
 
 def run_evaluate(workspace: Workspace, key: str) -> Manifest:

@@ -1,10 +1,15 @@
-"""Settings of the evaluation."""
+"""Evaluation as a plan sees it: version, settings, limits, verdict. Free of torch, since every command reads it."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from model.fit_config import FitConfig, PcaConfig
+
+STEP_VERSION = 1
 
 
 class EvaluateConfig(BaseModel):
@@ -38,3 +43,21 @@ class EvaluateThresholds(BaseModel):
     worst_face_point_to_triangle_mm: float = Field(
         default=6.0, gt=0, description="mean distance of fitted held-out faces to their scans, both ways, mm"
     )
+
+
+def judge_evaluate(figures: Mapping[str, Any], thresholds: EvaluateThresholds) -> list[str]:
+    """What speaks against a model; empty when it may be used."""
+    reasons = []
+    scans, failures = figures.get("held_out_scans", 0), figures.get("nphm_failures", 0)
+    if scans and failures / scans > thresholds.most_failures_share:
+        limit = thresholds.most_failures_share
+        reasons.append(f"{failures} of {scans} held-out scans have no result, at most {limit:.0%} may")
+    limits = {
+        "train_face_median_mm": ("re-meshed training faces", thresholds.worst_train_face_median_mm),
+        "nphm_face_point_to_triangle_mm": ("fitted held-out faces", thresholds.worst_face_point_to_triangle_mm),
+    }
+    for name, (what, limit_mm) in limits.items():
+        value = figures.get(name)
+        if value is not None and value > limit_mm:
+            reasons.append(f"{what} are {value:.2f} mm off their scans, limit {limit_mm:g} mm")
+    return reasons

@@ -8,66 +8,15 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
 
+from pipeline.sample_config import IdentitySampleConfig
 from pipeline.sample_format import IdentitySamples
 from registration.mesh import Mesh, sample_surface, vertex_normals
 from registration.scan_regions import PointRegions, find_scan_regions
 from registration.signed_distance import SignedDistanceField, SignedDistances
 from registration.template import REGIONS, Template
 
-Point = tuple[float, float, float]
-
 _DENSITY_CELL_MM = 2.0
-
-
-class RegionDensity(BaseModel):
-    """Points per area in each region, relative to the others."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    face: float = Field(default=4.0, ge=0, description="skin from brow to chin")
-    scalp: float = Field(default=1.0, ge=0, description="bare scalp")
-    ears: float = Field(default=4.0, ge=0, description="ears")
-    neck: float = Field(default=1.0, ge=0, description="neck above the throat plane")
-    lips: float = Field(default=8.0, ge=0, description="lips")
-    eyes: float = Field(default=8.0, ge=0, description="lids and eyes")
-    hair: float = Field(default=1.0, ge=0, description="hair and beard")
-    worn: float = Field(default=1.0, ge=0, description="glasses")
-
-    def by_code(self) -> NDArray[np.float64]:
-        """The densities in the order of ``REGIONS``."""
-        return np.array([getattr(self, name) for name in REGIONS], np.float64)
-
-
-class IdentitySampleConfig(BaseModel):
-    """How a canonical scan is sampled."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    surface_points: int = Field(
-        default=150_000, ge=1000, le=50_000_000, description="points drawn on the clean surface"
-    )
-    near_points: int = Field(
-        default=150_000, ge=1000, le=50_000_000, description="points drawn around it, half at each spread"
-    )
-    space_points: int = Field(default=30_000, ge=100, le=50_000_000, description="points drawn in the space box")
-    near_spreads_mm: tuple[float, float] = Field(
-        default=(10.0, 2.0), description="standard deviations around the surface, mm"
-    )
-    space_low_mm: Point = Field(
-        default=(-170.0, -190.0, -170.0), description="lowest corner of the space box, head frame, mm"
-    )
-    space_high_mm: Point = Field(
-        default=(170.0, 200.0, 180.0), description="highest corner of the space box, head frame, mm"
-    )
-    standoff_mm: float = Field(
-        default=4.0, gt=0, description="what stands out from the registered skin by more is hair or worn"
-    )
-    companion_off_mm: float = Field(
-        default=1.0, gt=0, description="how far the watertight companion may lie off the scan, mm"
-    )
-    density: RegionDensity = RegionDensity()
 
 
 @dataclass(frozen=True)

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline.keys import subject_of
+from pipeline.register_config import RegisterConfig
 from pipeline.workspace import Workspace
 from registration.mesh import Mesh, mesh_from_ply, mesh_to_ply
 from registration.pictures import to_png
@@ -18,33 +16,6 @@ from registration.register_pictures import overlay_sheet
 from registration.template import Template
 from storage.errors import ScanRejected, one_line
 from storage.manifest import Manifest
-
-STEP_VERSION = 1
-
-
-class RegisterConfig(BaseModel):
-    """How the template is brought onto a scan."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    misfit_mm: float = Field(default=0.8, gt=0, description="what the template's linear modes lack of a person, mm")
-    misfit_range_mm: float = Field(default=30.0, gt=0, description="distance over which that varies, mm")
-
-
-class RegisterThresholds(BaseModel):
-    """What a registration must reach."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    max_face_median_mm: float = Field(default=0.8, gt=0, description="median distance of the face to the scan, mm")
-    max_face_p95_mm: float = Field(default=2.0, gt=0, description="95 % of the same, mm")
-    min_face_observed: float = Field(default=0.5, ge=0, le=1, description="share of the face that the scan shows")
-    max_fit_cost: float = Field(default=0.45, gt=0, le=1, description="loss of the linear fit; 1 is no match at all")
-    max_flipped_share: float = Field(default=0.02, ge=0, le=1, description="face triangles turned over")
-    max_stretched_share: float = Field(default=0.05, ge=0, le=1, description="face edges over 3 times or under a third")
-    max_skull_mm: float = Field(
-        default=1.5, gt=0, description="median distance of the canonical skull to another expression's scan, mm"
-    )
 
 
 def register_scan(
@@ -58,31 +29,6 @@ def register_scan(
     if canonical is None:
         return register_canonical(clean, template, config.misfit_mm, config.misfit_range_mm, seed)
     return register_expression(clean, canonical, template, config.misfit_mm, config.misfit_range_mm, seed)
-
-
-def judge_register(figures: Mapping[str, Any], thresholds: RegisterThresholds) -> list[str]:
-    """What speaks against a registration; empty if nothing does."""
-    reasons = []
-    median, p95 = figures["face_residual_median_mm"], figures["face_residual_p95_mm"]
-    if figures["face_observed"] < thresholds.min_face_observed:
-        share, limit = figures["face_observed"], thresholds.min_face_observed
-        reasons.append(f"the scan shows {share:.0%} of the face, at least {limit:.0%} are wanted")
-    if median is not None and median > thresholds.max_face_median_mm:
-        reasons.append(f"the face lies {median:.2f} mm off in the median, at most {thresholds.max_face_median_mm:g} mm")
-    if p95 is not None and p95 > thresholds.max_face_p95_mm:
-        reasons.append(f"5 % of the face lie over {p95:.2f} mm off, at most {thresholds.max_face_p95_mm:g} mm")
-    for name, limit, what in (
-        ("fit_cost", thresholds.max_fit_cost, "the linear fit misses the scan"),
-        ("flipped_share", thresholds.max_flipped_share, "triangles of the face are turned over"),
-        ("stretched_share", thresholds.max_stretched_share, "edges of the face are stretched or crushed"),
-    ):
-        if figures[name] > limit:
-            reasons.append(f"{what}: {figures[name]:.1%}, at most {limit:.1%}")
-    skull = figures.get("skull_disagreement_mm")
-    if skull is not None and skull > thresholds.max_skull_mm:
-        limit = thresholds.max_skull_mm
-        reasons.append(f"the skull is {skull:.2f} mm off the canonical scan's, at most {limit:g} mm: another person?")
-    return reasons
 
 
 def registration_to_files(registration: Registration, template: Template) -> dict[str, bytes]:

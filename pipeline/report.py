@@ -23,8 +23,6 @@ from pipeline.snapshot import Snapshot, take_snapshot
 from pipeline.workspace import Workspace
 from storage.manifest import Manifest
 
-STEP_VERSION = 1
-
 MOST_SUBJECTS = 24
 """Subjects that are pictured; a page with all of a large data set could not be opened."""
 
@@ -37,11 +35,6 @@ _STAGES = (
 )
 _FIT = "points of one view, the scan, and each method's head with its error"
 _TRAINED = "the scan, the head from its code, and its error"
-
-
-def judge_report(figures: Mapping[str, Any], thresholds: object) -> list[str]:
-    """A report speaks against nothing."""
-    return []
 
 
 def run_report(workspace: Workspace, key: str) -> Manifest:

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
 
-from pipeline.deformation_samples import DeformationSampleConfig, sample_deformation
-from pipeline.identity_samples import IdentitySampleConfig, sample_identity
+from pipeline.deformation_samples import sample_deformation
+from pipeline.identity_samples import sample_identity
+from pipeline.sample_config import STEP_VERSION, SampleConfig
 from pipeline.sample_format import DECODERS, SAMPLES_ROOT, encode_samples, quantise_samples
 from pipeline.sample_pictures import picture_deformation, picture_identity
 from registration.mesh import Mesh, mesh_from_ply
@@ -23,49 +23,6 @@ from storage.store import Store
 
 if TYPE_CHECKING:
     from pipeline.workspace import Workspace
-
-STEP_VERSION = 1
-
-
-class SampleConfig(BaseModel):
-    """How scans are sampled."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    identity: IdentitySampleConfig = IdentitySampleConfig()
-    deformation: DeformationSampleConfig = DeformationSampleConfig()
-
-
-class SampleThresholds(BaseModel):
-    """Limits of the sample step's verdict."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    most_disputed_share: float = Field(
-        default=0.1, ge=0, le=1, description="share of near points on whose side scan and companion disagree"
-    )
-    least_face_observed_share: float = Field(
-        default=0.3, ge=0, le=1, description="share of the face's surface samples that the rig saw"
-    )
-    least_pair_weight: float = Field(default=0.05, ge=0, le=1, description="mean weight of the deformation pairs")
-
-
-def judge_sample(figures: Mapping[str, Any], thresholds: SampleThresholds) -> list[str]:
-    """What speaks against the samples of a scan; empty when they may be trained on."""
-    reasons = []
-    disputed = figures.get("near_disputed_share")
-    if disputed is not None and disputed > thresholds.most_disputed_share:
-        limit = thresholds.most_disputed_share
-        reasons.append(f"inside and outside are disputed for {disputed:.1%} of the near points, limit {limit:.1%}")
-    seen = figures.get("face_observed_share")
-    if seen is not None and seen < thresholds.least_face_observed_share:
-        limit = thresholds.least_face_observed_share
-        reasons.append(f"only {seen:.1%} of the face was seen, at least {limit:.1%} is wanted")
-    weight = figures.get("pair_weight_mean")
-    if weight is not None and weight < thresholds.least_pair_weight:
-        limit = thresholds.least_pair_weight
-        reasons.append(f"the registration is trusted with {weight:.3f} in the mean, at least {limit:.3f} is wanted")
-    return reasons
 
 
 def run_sample(workspace: Workspace, key: str) -> Manifest:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from pipeline import clean, evaluate, ingest, register, report, sample, train
-from pipeline.stepspec import Need, StepSpec
+from pipeline import clean_config, evaluate_config, ingest, register_config, report_config, sample_config, train_config
+from pipeline.stepspec import Later, Need, StepSpec
 
 INGEST = StepSpec("ingest", "ingest", ingest.STEP_VERSION, None, ingest.judge_ingest)
 
 CLEAN = StepSpec(
     "clean",
     "clean",
-    clean.STEP_VERSION,
-    clean.run_clean,
-    clean.judge_clean,
+    clean_config.STEP_VERSION,
+    Later("pipeline.clean", "run_clean"),
+    clean_config.judge_clean,
     needs=(Need("ingest"),),
     heeds=("accept",),
     uses_template=True,
@@ -23,9 +23,9 @@ CLEAN = StepSpec(
 REGISTER = StepSpec(
     "register",
     "registrations",
-    register.STEP_VERSION,
-    register.run_register,
-    register.judge_register,
+    register_config.STEP_VERSION,
+    Later("pipeline.register", "run_register"),
+    register_config.judge_register,
     needs=(Need("clean"), Need("register", "canonical")),
     heeds=("accept", "reject"),
     uses_template=True,
@@ -36,9 +36,9 @@ REGISTER = StepSpec(
 SAMPLE = StepSpec(
     "sample",
     "samples",
-    sample.STEP_VERSION,
-    sample.run_sample,
-    sample.judge_sample,
+    sample_config.STEP_VERSION,
+    Later("pipeline.sample", "run_sample"),
+    sample_config.judge_sample,
     needs=(Need("register"), Need("clean"), Need("register", "canonical")),
     uses_template=True,
     minutes=0.1,
@@ -48,9 +48,9 @@ SAMPLE = StepSpec(
 TRAIN = StepSpec(
     "train",
     "models",
-    train.STEP_VERSION,
-    train.run_train,
-    train.judge_train,
+    train_config.STEP_VERSION,
+    Later("pipeline.train", "run_train"),
+    train_config.judge_train,
     scope="model",
     needs=(Need("sample", "train"), Need("register", "train")),
     uses_template=True,
@@ -61,9 +61,9 @@ TRAIN = StepSpec(
 EVALUATE = StepSpec(
     "evaluate",
     "evaluations",
-    evaluate.STEP_VERSION,
-    evaluate.run_evaluate,
-    evaluate.judge_evaluate,
+    evaluate_config.STEP_VERSION,
+    Later("pipeline.evaluate", "run_evaluate"),
+    evaluate_config.judge_evaluate,
     scope="model",
     needs=(
         Need("train", "model"),
@@ -79,9 +79,9 @@ EVALUATE = StepSpec(
 REPORT = StepSpec(
     "report",
     "reports",
-    report.STEP_VERSION,
-    report.run_report,
-    report.judge_report,
+    report_config.STEP_VERSION,
+    Later("pipeline.report", "run_report"),
+    report_config.judge_report,
     scope="model",
     needs=(
         Need("train", "model", rejected_too=True),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -38,6 +39,24 @@ class Need:
 
 
 @dataclass(frozen=True)
+class Later:
+    """A step's function that is imported when it is first called: a plan or a status must not wait for what computes.
+
+    Attributes:
+        module: where the function is found.
+        name: of the function.
+    """
+
+    module: str
+    name: str
+
+    def __call__(self, workspace: Workspace, key: str) -> Manifest:
+        """Run the step for one key."""
+        run: Callable[[Workspace, str], Manifest] = getattr(importlib.import_module(self.module), self.name)
+        return run(workspace, key)
+
+
+@dataclass(frozen=True)
 class StepSpec:
     """One step as the planner and the executor see it.
 
@@ -45,7 +64,7 @@ class StepSpec:
         name: as on the command line and in ``PipelineConfig``.
         folder: where its manifests lie in a workspace: FOLDER/KEY/report.json.
         version: raised when the step's code gives other results for the same inputs.
-        run: module-level function of (workspace, key) that computes and commits; None for what no plan runs by key.
+        run: function of (workspace, key) that computes and commits; None for what no plan runs by key.
         judge: function of (figures, thresholds) that lists what speaks against the result.
         scope: one result a ``scan``, or one a ``model``.
         needs: what it reads. Without a result of the first one, and of each of the scan's own, there is nothing to do.

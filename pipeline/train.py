@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
 
-from model.config import TrainingConfig
 from pipeline.batches import DeformationBatches, IdentityBatches, IdentityCounts
 from pipeline.sample_format import decode_surface
 from pipeline.scan_rows import ScanSource, ShardSource
+from pipeline.train_config import Metrics, TrainConfig
 from storage.digest import digest_json
 from storage.errors import ConfigError, one_line
 from storage.manifest import Manifest
@@ -23,70 +22,9 @@ from storage.store import Store
 if TYPE_CHECKING:
     from pipeline.workspace import Workspace
 
-STEP_VERSION = 1
 
 _BOX_MARGIN_MM = 15.0
 _KEPT_CHECKPOINTS = 2
-
-
-class TrainConfig(BaseModel):
-    """What a model is trained with: batches here, networks, losses and steps in ``training``."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    training: TrainingConfig = TrainingConfig()
-    subjects_per_step: int = Field(default=8, ge=1, description="subjects in a batch of stage 1")
-    surface_points: int = Field(default=400, ge=1, description="surface points a subject and step")
-    near_points: int = Field(default=500, ge=1, description="points near the surface a subject and step")
-    space_points: int = Field(default=200, ge=1, description="points in space a subject and step")
-    scans_per_step: int = Field(default=16, ge=1, description="scans in a batch of stage 2")
-    pair_points: int = Field(default=500, ge=1, description="correspondences a scan and step")
-
-
-class TrainThresholds(BaseModel):
-    """Limits of the training's verdict."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    most_face_median_mm: float = Field(
-        default=2.0, gt=0, description="median distance of the training faces' samples from their fields, mm"
-    )
-    most_posed_mean_mm: float = Field(default=6.0, gt=0, description="mean error of the training pairs when posed, mm")
-
-
-class Metrics(BaseModel):
-    """The document ``metrics.json`` of a model folder: errors on further samples of the training data.
-
-    What nothing could be measured on is left out.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    subjects: int = Field(description="training subjects")
-    scans: int = Field(description="training scans with correspondences")
-    face_median_mm: float | None = Field(
-        default=None, description="median distance of observed face samples from their field, mm"
-    )
-    face_p95_mm: float | None = Field(default=None, description="95 % of the same, mm")
-    head_median_mm: float | None = Field(
-        default=None, description="median distance of all observed surface samples, mm"
-    )
-    head_p95_mm: float | None = Field(default=None, description="95 % of the same, mm")
-    anchors_mean_mm: float = Field(description="mean distance of predicted from registered anchors, mm")
-    posed_mean_mm: float | None = Field(default=None, description="mean error of posed pairs, mm; None without scans")
-
-
-def judge_train(figures: Mapping[str, Any], thresholds: TrainThresholds) -> list[str]:
-    """What speaks against a model; empty when it may be used."""
-    reasons = []
-    for name, limit in (
-        ("face_median_mm", thresholds.most_face_median_mm),
-        ("posed_mean_mm", thresholds.most_posed_mean_mm),
-    ):
-        value = figures.get(name)
-        if value is not None and not value <= limit:
-            reasons.append(f"{name} of the training data is {value:.2f}, limit {limit:g}: train longer")
-    return reasons
 
 
 @dataclass(frozen=True)

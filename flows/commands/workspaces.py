@@ -21,7 +21,7 @@ SCHEMAS = {
     "judgement": "storage.manifest:Judgement",
     "fit": "pipeline.fit:FitDocument",
     "latest": "pipeline.models:Latest",
-    "metrics": "pipeline.train:Metrics",
+    "metrics": "pipeline.train_config:Metrics",
 }
 """Where the class behind each document is found."""
 

@@ -122,6 +122,13 @@ def test_help_loads_nothing_heavy():
     assert done.stdout.strip() == "[]"
 
 
+def test_a_plan_and_a_status_load_nothing_that_computes():
+    heavy = ("torch", "open3d", "prefect", "scipy", "matplotlib", "numba", "zarr", "pymeshlab", "skimage")
+    code = f"import sys, pipeline.opening, pipeline.outlook; print([m for m in {heavy} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.strip() == "[]"
+
+
 @pytest.mark.parametrize("name", ["session", "pipeline", "report", "judgement", "fit", "latest"])
 def test_schemas_are_printed(name, capsys):
     assert run_command(["schema", name, "--json"]) == Exit.DONE

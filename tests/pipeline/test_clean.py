@@ -3,7 +3,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from pipeline.clean import CleanConfig, CleanThresholds, clean_scan, judge_clean
+from pipeline.clean import clean_scan
+from pipeline.clean_config import CleanConfig, CleanThresholds, judge_clean
 from registration.mesh import Mesh, boundary_vertices, mesh_to_ply, transform_points
 from registration.procedural_head import head_template
 from registration.surface import SurfaceIndex

@@ -23,8 +23,8 @@ from model.identity_field import IdentityField
 from model.observation import FittedHead, Observation
 from model.units import to_units
 from pipeline.config import PipelineConfig, SplitShares
-from pipeline.evaluate import STEP_VERSION, judge_evaluate, run_evaluate
-from pipeline.evaluate_config import EvaluateConfig, EvaluateThresholds
+from pipeline.evaluate import run_evaluate
+from pipeline.evaluate_config import STEP_VERSION, EvaluateConfig, EvaluateThresholds, judge_evaluate
 from pipeline.evaluation import HeadScan, evaluate_scan, evaluate_training_head, method_entry, summarise
 from pipeline.evaluation_pictures import scan_sheet, training_sheet
 from pipeline.stepspec import Need, StepSpec

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from pipeline.config import PipelineConfig, SplitShares
-from pipeline.report import collect_report, judge_report, run_report
+from pipeline.report import collect_report, run_report
+from pipeline.report_config import judge_report
 from pipeline.report_page import (
     Evaluated,
     Pictured,

@@ -12,9 +12,18 @@ import zarr
 
 from pipeline.batches import DeformationBatches, IdentityBatches, IdentityCounts
 from pipeline.config import PipelineConfig
-from pipeline.deformation_samples import DeformationSampleConfig, sample_deformation
-from pipeline.identity_samples import IdentitySampleConfig, RegionDensity, sample_identity
-from pipeline.sample import STEP_VERSION, SampleConfig, SampleThresholds, judge_sample, run_sample
+from pipeline.deformation_samples import sample_deformation
+from pipeline.identity_samples import sample_identity
+from pipeline.sample import run_sample
+from pipeline.sample_config import (
+    STEP_VERSION,
+    DeformationSampleConfig,
+    IdentitySampleConfig,
+    RegionDensity,
+    SampleConfig,
+    SampleThresholds,
+    judge_sample,
+)
 from pipeline.scan_rows import ShardSource
 from pipeline.stepspec import Need, StepSpec
 from pipeline.workspace import Workspace

@@ -22,7 +22,8 @@ from pipeline.sample_format import (
     quantise_samples,
 )
 from pipeline.stepspec import Need, StepSpec
-from pipeline.train import STEP_VERSION, TrainConfig, TrainThresholds, judge_train, mean_plane, run_train
+from pipeline.train import mean_plane, run_train
+from pipeline.train_config import STEP_VERSION, TrainConfig, TrainThresholds, judge_train
 from pipeline.workspace import Workspace
 from registration.mesh import Mesh
 from registration.template import Template
