@@ -103,17 +103,24 @@ def _unit(vectors: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def edges(faces: NDArray[np.integer]) -> NDArray[np.int64]:
     """Undirected edges (e, 2), each once, sorted."""
-    pairs = np.sort(faces[:, [0, 1, 1, 2, 2, 0]].reshape(-1, 2), axis=1)
-    return np.unique(pairs, axis=0).astype(np.int64)
+    if not len(faces):
+        return np.zeros((0, 2), np.int64)
+    count = int(faces.max()) + 1
+    return np.stack(np.divmod(np.unique(_edge_keys(faces, count)), count), 1)
 
 
 def boundary_vertices(faces: NDArray[np.integer], count: int) -> NDArray[np.bool_]:
     """Mask (count,) of the vertices on an open edge."""
-    pairs = np.sort(faces[:, [0, 1, 1, 2, 2, 0]].reshape(-1, 2), axis=1)
-    unique, times = np.unique(pairs, axis=0, return_counts=True)
+    unique, times = np.unique(_edge_keys(faces, count), return_counts=True)
     mask = np.zeros(count, bool)
-    mask[unique[times == 1]] = True
+    mask[np.stack(np.divmod(unique[times == 1], count))] = True
     return mask
+
+
+def _edge_keys(faces: NDArray[np.integer], count: int) -> NDArray[np.int64]:
+    """One number an edge of each face (3m,), the same from both sides: numbers sort much faster than rows."""
+    a, b = faces.astype(np.int64), np.roll(faces, -1, axis=1).astype(np.int64)
+    return (np.minimum(a, b) * count + np.maximum(a, b)).ravel()
 
 
 def sample_surface(
