@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import socket
@@ -61,6 +62,14 @@ class Store(ABC):
         """
 
     @abstractmethod
+    def get_range(self, path: str, start: int, stop: int) -> bytes:
+        """Read bytes ``start`` to ``stop`` of an object; fewer where it ends before.
+
+        Raises:
+            FileNotFoundError: there is no such object.
+        """
+
+    @abstractmethod
     def put(self, path: str, data: bytes) -> None:
         """Write a whole object, atomically and durably."""
 
@@ -108,6 +117,12 @@ class Store(ABC):
         """Remove what killed writers left behind; returns how many files that were."""
         return 0
 
+    def prune(self, folder: str) -> None:
+        """Remove the empty folders that deletions left under a folder, itself included; buckets have none.
+
+        Nobody may write there meanwhile.
+        """
+
 
 class LocalStore(Store):
     """A store in a folder. Objects are written beside the tree, synced and renamed into place."""
@@ -129,6 +144,10 @@ class LocalStore(Store):
 
     def get(self, path: str) -> bytes:
         return self._inside(path).read_bytes()
+
+    def get_range(self, path: str, start: int, stop: int) -> bytes:
+        with self._inside(path).open("rb", buffering=0) as file:
+            return os.pread(file.fileno(), max(stop - start, 0), start)
 
     def put(self, path: str, data: bytes) -> None:
         file = self._inside(path)
@@ -192,6 +211,14 @@ class LocalStore(Store):
                 swept += 1
         return swept
 
+    def prune(self, folder: str) -> None:
+        for at, _, _ in os.walk(self._inside(folder), topdown=False):
+            try:
+                os.rmdir(at)
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.ENOENT):
+                    raise
+
 
 def _stat_of_file(found: os.stat_result) -> Stat:
     version = f"{found.st_mtime_ns}.{found.st_ino}"  # a clock's tick may see two writes, but each makes a new file
@@ -230,6 +257,9 @@ class ObjectStore(Store):
 
     def get(self, path: str) -> bytes:
         return bytes(obstore.get(self.remote, check_path(path)).bytes())
+
+    def get_range(self, path: str, start: int, stop: int) -> bytes:
+        return bytes(obstore.get_range(self.remote, check_path(path), start=start, end=stop)) if stop > start else b""
 
     def put(self, path: str, data: bytes) -> None:
         obstore.put(self.remote, check_path(path), data)

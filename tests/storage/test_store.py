@@ -154,3 +154,17 @@ def test_open_store(tmp_path, monkeypatch):
     assert isinstance(open_store("s3://bucket/prefix"), ObjectStore)
     with pytest.raises(ConfigError, match="is no store"):
         open_store("ftp://somewhere")
+
+
+def test_empty_folders_are_pruned(store, tmp_path):
+    for path in ("a/b/c/x", "a/b/y", "ab/z"):
+        store.put(path, b"")
+    store.delete("a/b/c/x")
+    store.prune("a")
+    assert store.list() == ["a/b/y", "ab/z"]
+    store.delete("a/b/y")
+    store.prune("a")
+    store.prune("nowhere")
+    assert store.list() == ["ab/z"]
+    if isinstance(store, LocalStore):
+        assert sorted(entry.name for entry in store.root.iterdir()) == [".tmp", "ab"]
