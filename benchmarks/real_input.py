@@ -164,7 +164,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("build/benchmarks"))
     parser.add_argument("--json", type=Path)
     parser.add_argument("--seed", type=int, default=7)
-    parser.add_argument("--steps", type=int, nargs=2, default=(4000, 2500), metavar=("STAGE1", "STAGE2"))
+    parser.add_argument("--steps", type=int, nargs=2, default=(3000, 2000), metavar=("STAGE1", "STAGE2"))
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
     roots = make_sessions(args.work, args.seed)
