@@ -16,6 +16,7 @@ from pipeline.rawfiles import IngestedFiles, SessionFiles
 from pipeline.session import FoundScan, Refusal, find_scans, read_session
 from pipeline.splits import PATH as SPLITS_PATH
 from pipeline.splits import draw_splits
+from pipeline.tombstones import Withdrawn
 from pipeline.workspace import Workspace
 from registration.views import Capture
 from storage.digest import canonical_json, digest_json
@@ -131,7 +132,11 @@ def look_at_session(workspace: Workspace, root: Path, subject_prefix: str = "", 
     look = SessionLook(session.session_id, root, subject_prefix, copy)
     scans, look.refused = find_scans(root, session, subject_prefix)
     looks = _read_looks(workspace)
+    withdrawn = Withdrawn(workspace.store)
     for scan in scans:
+        if why_not := withdrawn.refusal(scan.key):
+            look.refused.append(Refusal(scan.key, why_not, noted=False))
+            continue
         now = _look_of(workspace, scan)
         manifest = workspace.manifest("ingest", scan.key)
         known = looks.get(str(scan.folder))
@@ -157,6 +162,8 @@ def take_scan(workspace: Workspace, pending: Pending) -> Manifest | Refusal:
     existing = workspace.manifest("ingest", scan.key)
     result = _read_scan(workspace, scan, pending.copy)
     content = result["extra"]["content_digest"]
+    if why_not := Withdrawn(workspace.store).refusal(scan.key, content):
+        return Refusal(scan.key, why_not, noted=False)
     if existing is not None and existing.extra("source") != str(scan.folder):
         if existing.extra("content_digest") != content:
             return _conflict(scan, existing, content)
@@ -188,7 +195,8 @@ def settle_looks(
             outcome = outcomes.get(source)
             if isinstance(outcome, Refusal):
                 report.refused.append(outcome)
-                seen[source] = {"look": pending.look, "content": outcome.content}
+                if outcome.noted:
+                    seen[source] = {"look": pending.look, "content": outcome.content}
             elif outcome is not None:
                 (report.accepted if outcome.accepted else report.rejected).append(outcome.key)
                 seen[source] = {"look": pending.look, "content": outcome.extra("content_digest")}
@@ -299,7 +307,7 @@ def _note_refusals(workspace: Workspace, looks: list[SessionLook], outcomes: Map
             refused = by_session.setdefault(_session_path(look.session_id), [])
             late = (outcomes.get(str(pending.scan.folder)) for pending in look.pending)
             both = [*look.refused, *(outcome for outcome in late if isinstance(outcome, Refusal))]
-            refused += [{"key": refusal.key, "line": refusal.line} for refusal in both]
+            refused += [{"key": refusal.key, "line": refusal.line} for refusal in both if refusal.noted]
     for path, refused in by_session.items():
         note = json.loads(workspace.store.get(path))
         if note.get("refused", []) != refused:

@@ -103,11 +103,13 @@ class Refusal:
         key: as told.
         line: what is wrong, where, why, and what to do.
         content: digest of its content, where it was read.
+        noted: whether the workspace may keep this; of a subject that was withdrawn it keeps nothing.
     """
 
     key: str
     line: str
     content: str = ""
+    noted: bool = True
 
 
 def read_session(root: Path) -> Session:
