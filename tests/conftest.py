@@ -11,6 +11,11 @@ from pathlib import Path
 
 import pytest
 
+# Before any library that reads them: test processes run side by side, and threads that wait for each other must not
+# spin for long on cores that others need.
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 CAPTURE_TOOL = SHARED / "tools" / "ict_captures.py"
 ICT_HEADS = SHARED / "heads" / "ict_heads.npz"
