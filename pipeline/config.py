@@ -14,8 +14,10 @@ from model.config import PAPER_FIELD
 from pipeline.capture import IngestConfig
 from pipeline.clean_config import CleanConfig, CleanThresholds
 from pipeline.evaluate_config import EvaluateConfig, EvaluateThresholds
+from pipeline.migration import SCHEMA_VERSION, migrate
 from pipeline.register_config import RegisterConfig, RegisterThresholds
 from pipeline.sample_config import SampleConfig, SampleThresholds
+from pipeline.service_config import ServiceConfig
 from pipeline.train_config import TrainConfig, TrainThresholds
 from storage.digest import digest_json
 from storage.errors import ConfigError, one_line
@@ -58,7 +60,7 @@ class PipelineConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, serialize_by_alias=True)
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = SCHEMA_VERSION
     preset: Preset = Field(default="small", description="the preset whose values were the start")
     seed: int = Field(default=0, ge=0, description="seed of the run; each key draws from its own generator")
     template: str = Field(default="template.npz", description="the template, a file in the workspace")
@@ -73,6 +75,7 @@ class PipelineConfig(BaseModel):
     train: TrainConfig = TrainConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     thresholds: Thresholds = Thresholds()
+    service: ServiceConfig = ServiceConfig()
 
     def of_step(self, step: str) -> BaseModel | None:
         """The config of a step, or None where it has none."""
@@ -160,11 +163,12 @@ def preset_config(name: Preset) -> PipelineConfig:
 
 
 def parse_config(told: Mapping[str, Any], where: str) -> PipelineConfig:
-    """Validate a configuration read from anywhere; what it leaves out is as in its preset.
+    """Validate a configuration read from anywhere; what it leaves out is as in its preset, an older schema is migrated.
 
     Raises:
         ConfigError: naming the key, the value found and what is allowed.
     """
+    told = migrate(told, where)
     changes = next((PRESETS[name] for name in PRESETS if name == told.get("preset")), {})
     whole = _merged(PipelineConfig().model_dump(mode="json"), changes)
     try:

@@ -44,7 +44,11 @@ def test_what_is_left_out_is_as_in_the_preset():
             'preset = ["demo"]',
             "x.toml: preset: input should be 'demo', 'small' or 'paper' (found ['demo']); correct this key",
         ),
-        ("schema_version = 2", "x.toml: schema_version: input should be 1 (found 2); correct this key"),
+        (
+            "schema_version = 3",
+            "x.toml: schema_version: is not known (found 3, this version reads 1 to 2); use the nphm that made the"
+            " workspace",
+        ),
     ],
 )
 def test_errors_name_the_key(text, line):
