@@ -117,11 +117,12 @@ class Store(ABC):
         """Remove what killed writers left behind; returns how many files that were."""
         return 0
 
-    def prune(self, folder: str) -> None:
-        """Remove the empty folders that deletions left under a folder, itself included; buckets have none.
+    def prune(self, folder: str) -> int:
+        """Remove the empty folders that deletions left under a folder, itself included; returns how many that were.
 
-        Nobody may write there meanwhile.
+        Nobody may write there meanwhile. A bucket has no folders.
         """
+        return 0
 
 
 class LocalStore(Store):
@@ -211,13 +212,16 @@ class LocalStore(Store):
                 swept += 1
         return swept
 
-    def prune(self, folder: str) -> None:
+    def prune(self, folder: str) -> int:
+        pruned = 0
         for at, _, _ in os.walk(self._inside(folder), topdown=False):
             try:
                 os.rmdir(at)
+                pruned += 1
             except OSError as error:
                 if error.errno not in (errno.ENOTEMPTY, errno.ENOENT):
                     raise
+        return pruned
 
 
 def _stat_of_file(found: os.stat_result) -> Stat:
