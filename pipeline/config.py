@@ -16,6 +16,7 @@ from pipeline.clean_config import CleanConfig, CleanThresholds
 from pipeline.evaluate_config import EvaluateConfig, EvaluateThresholds
 from pipeline.migration import SCHEMA_VERSION, migrate
 from pipeline.register_config import RegisterConfig, RegisterThresholds
+from pipeline.release_config import ReleaseConfig
 from pipeline.sample_config import SampleConfig, SampleThresholds
 from pipeline.service_config import ServiceConfig
 from pipeline.train_config import TrainConfig, TrainThresholds
@@ -76,6 +77,7 @@ class PipelineConfig(BaseModel):
     evaluate: EvaluateConfig = EvaluateConfig()
     thresholds: Thresholds = Thresholds()
     service: ServiceConfig = ServiceConfig()
+    release: ReleaseConfig = ReleaseConfig()
 
     def of_step(self, step: str) -> BaseModel | None:
         """The config of a step, or None where it has none."""
