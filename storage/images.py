@@ -14,6 +14,15 @@ from storage.errors import ScanRejected, one_line
 
 MAX_IMAGE_BYTES = 256 * 1024**2
 MAX_PIXELS = 64_000_000
+_PNG = b"\x89PNG\r\n\x1a\n"
+_MODES = {
+    "1": "1 bit", "L": "8 bit grey", "LA": "grey with alpha", "P": "a palette",
+    "RGB": "colour", "RGBA": "colour with alpha",
+}  # fmt: skip
+_OTHERS = {
+    b"\x76\x2f\x31\x01": "OpenEXR", b"\x93NUMPY": "NumPy", b"II*\0": "TIFF", b"MM\0*": "TIFF", b"\xff\xd8\xff": "JPEG",
+    _PNG[:4]: "PNG", b"RIFF": "WebP", b"GIF8": "GIF", b"BM": "BMP", b"PK\x03\x04": "zip", b"P5": "PGM", b"P6": "PPM",
+}  # fmt: skip
 _DAMAGE = (OSError, SyntaxError, ValueError, EOFError, OverflowError, MemoryError, zlib.error, struct.error)
 
 
@@ -33,7 +42,7 @@ def read_depth_png(data: bytes, where: str, size: tuple[int, int]) -> NDArray[np
     """
     image = _open(data, where, "PNG")
     if not image.mode.startswith("I"):
-        why = f"mode {image.mode}"
+        why = f"it holds {_MODES.get(image.mode, image.mode)}"
         raise ScanRejected(one_line("depth image is not 16 bit greyscale", where, why, "export depth as 16-bit PNG"))
     _check_size(image, where, size, "depth")
     values = _decode(image, where)
@@ -65,6 +74,12 @@ def _open(data: bytes, where: str, *formats: str) -> Image.Image:
     if len(data) > MAX_IMAGE_BYTES:
         why = f"{len(data)} bytes, at most {MAX_IMAGE_BYTES} are read"
         raise ScanRejected(one_line("image file is too large", where, why, "export the scan again"))
+    kind = next((name for mark, name in _OTHERS.items() if data.startswith(mark)), None)
+    if kind is not None and kind not in formats:
+        remedy = f"export it as {'16-bit PNG' if formats == ('PNG',) else ' or '.join(formats)}"
+        raise ScanRejected(one_line(f"is no {' or '.join(formats)} image", where, f"it is a {kind} file", remedy))
+    if kind == "PNG":
+        _check_png(data, where)
     try:
         image = Image.open(io.BytesIO(data), formats=formats)
     except (*_DAMAGE, Image.DecompressionBombError) as error:
@@ -74,6 +89,23 @@ def _open(data: bytes, where: str, *formats: str) -> Image.Image:
         why = f"{image.width}x{image.height}, at most {MAX_PIXELS} pixels are read"
         raise ScanRejected(one_line("image is too large", where, why, "export the scan again"))
     return image
+
+
+def _check_png(data: bytes, where: str) -> None:
+    """Hold each chunk against its checksum: decoders pass over those of the picture itself."""
+    at = len(_PNG)
+    why = "its signature is damaged" if not data.startswith(_PNG) else ""
+    name = b""
+    while not why and name != b"IEND":
+        length = int.from_bytes(data[at : at + 4], "big")
+        name, end = data[at + 4 : at + 8], at + 12 + length
+        if end > len(data):
+            why = f"it has {len(data)} bytes, its part {name.decode('latin-1')} goes on to byte {end}"
+        elif zlib.crc32(data[at + 4 : end - 4]) != int.from_bytes(data[end - 4 : end], "big"):
+            why = f"the part {name.decode('latin-1')} at byte {at} is not as its checksum says"
+        at = end
+    if why:
+        raise ScanRejected(one_line("image is damaged", where, why, "copy it again"))
 
 
 def _check_size(image: Image.Image, where: str, size: tuple[int, int], kind: str) -> None:

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from storage.errors import ScanRejected, one_line
+from storage.number_text import find_odd_word, parse_numbers
+from storage.polygons import fan_triangles
 
-MAX_BYTES = 2 * 1024**3
+MAX_BYTES = 1024**3
 MAX_ELEMENTS = 50_000_000
+LINES_AT_A_TIME = 1 << 18
+_BLANK = (9, 32)
 
 
 @dataclass(frozen=True)
@@ -19,7 +25,8 @@ class ObjGeometry:
 
     Attributes:
         vertices: (n, 3) float64 in the file's unit.
-        colors: (n, 3) float64 from 0 to 1 where every vertex line carries them, else None.
+        colors: (n, 3) float64 from 0 to 1 where every vertex line carries them, else None. Files that count to 255
+            are scaled.
         triangles: (m, 3) int32; larger polygons are fanned from their first corner.
     """
 
@@ -36,53 +43,124 @@ def read_obj(data: bytes, where: str) -> ObjGeometry:
         where: name of the file, for messages.
 
     Raises:
-        ScanRejected: the file is no OBJ, is damaged, or refers to vertices that it lacks.
+        ScanRejected: the file is no OBJ, is damaged, or refers to vertices that it lacks. No more memory than a few
+            times the file's size is taken.
     """
     if len(data) > MAX_BYTES:
         why = f"{len(data)} bytes, at most {MAX_BYTES} are read"
         raise ScanRejected(one_line("OBJ file is too large", where, why, "export it again with fewer vertices"))
-    if b"\0" in data[:4096]:
-        raise ScanRejected(one_line("is no OBJ file", where, "it holds binary data", "export it again as OBJ"))
-    rows: list[bytes] = []
-    polygons: list[list[bytes]] = []
-    counts_at: list[int] = []  # vertices read before each polygon, for indices that count backwards
-    for line in data.splitlines():
-        if line.startswith((b"v ", b"v\t")):
-            rows.append(line[2:])
-        elif line.startswith((b"f ", b"f\t")):
-            polygons.append(line.split()[1:])
-            counts_at.append(len(rows))
-    if not rows:
+    if b"\0" in data:
+        raise ScanRejected(one_line("is no OBJ file", where, "it holds binary data", "copy or export it again as OBJ"))
+    text = _plain_lines(data)
+    first, second, starts = _line_heads(text)
+    vertex_lines, face_lines = (
+        np.flatnonzero((first == ord(letter)) & np.isin(second, _BLANK)).astype(np.int64) for letter in "vf"
+    )
+    if not len(vertex_lines):
         raise ScanRejected(one_line("OBJ file holds no vertices", where, "no 'v' line found", "export it again as OBJ"))
-    if max(len(rows), len(polygons)) > MAX_ELEMENTS:
-        why = f"{max(len(rows), len(polygons))} elements, at most {MAX_ELEMENTS} are read"
+    if max(len(vertex_lines), len(face_lines)) > MAX_ELEMENTS:
+        why = f"{max(len(vertex_lines), len(face_lines))} elements, at most {MAX_ELEMENTS} are read"
         raise ScanRejected(one_line("OBJ file is too large", where, why, "export it again with fewer vertices"))
     try:
-        table = _number_table(rows)
-        triangles = _triangles(polygons, counts_at)
+        table = _vertex_table(text, starts, vertex_lines)
+        corners, sizes = _polygons(text, starts, face_lines, np.searchsorted(vertex_lines, face_lines))
     except ValueError as error:
-        raise ScanRejected(one_line("OBJ file is damaged", where, str(error), "export it again")) from error
-    if len(triangles) and (triangles.min() < 0 or triangles.max() >= len(table)):
-        why = f"a face names vertex {int(triangles.max()) + 1} of {len(table)}"
-        raise ScanRejected(one_line("OBJ faces are damaged", where, why, "export it again"))
+        raise ScanRejected(one_line("OBJ file is damaged", where, str(error), "copy or export it again")) from error
+    outside = corners[(corners < 0) | (corners >= len(table))]
+    if len(outside):
+        why = f"a face names vertex {int(outside[0]) + 1} of {len(table)}"
+        raise ScanRejected(one_line("OBJ faces are damaged", where, why, "copy or export it again"))
     colors = table[:, 3:6] if table.shape[1] >= 6 else None
-    return ObjGeometry(table[:, :3], colors, triangles)
+    if colors is not None and colors.max() > 1:
+        colors = colors / 255
+    return ObjGeometry(table[:, :3], colors, fan_triangles(corners, sizes).astype(np.int32))
 
 
-def _number_table(rows: list[bytes]) -> NDArray[np.float64]:
-    width = len(rows[0].split())
-    if width < 3:
-        raise ValueError(f"the first vertex has {width} coordinates")
-    values = np.array(b" ".join(rows).split(), np.float64)
-    if values.size != width * len(rows):
-        raise ValueError(f"vertex lines differ in length from the first one's {width} numbers")
-    return values.reshape(len(rows), width)
+def _plain_lines(data: bytes) -> bytes:
+    """The text with one kind of line end, no indentation, and no line that goes on in the next."""
+    if b"\r" in data:
+        data = data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+    if b"\\\n" in data:
+        data = data.replace(b"\\\n", b"  ")
+    if re.search(rb"^[ \t]+[vf][ \t]", data, re.MULTILINE):
+        data = re.sub(rb"^[ \t]+", b"", data, flags=re.MULTILINE)
+    return data + b"\n"
 
 
-def _triangles(polygons: list[list[bytes]], counts_at: list[int]) -> NDArray[np.int32]:
-    fans: list[tuple[int, int, int]] = []
-    for polygon, count in zip(polygons, counts_at, strict=True):
-        corners = [int(corner.split(b"/", 1)[0]) for corner in polygon]
-        corners = [c - 1 if c > 0 else count + c for c in corners]
-        fans.extend((corners[0], corners[k], corners[k + 1]) for k in range(1, len(corners) - 1))
-    return np.array(fans, np.int64).reshape(-1, 3).clip(-1, 2**31 - 1).astype(np.int32)
+def _line_heads(text: bytes) -> tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.int64]]:
+    """The first two characters of each line, and where the lines start; the text's length comes last."""
+    characters = np.frombuffer(text, np.uint8)
+    starts = np.concatenate([[0], np.flatnonzero(characters == ord("\n")) + 1])
+    heads = starts[:-1]
+    return characters[heads], characters[np.minimum(heads + 1, len(text) - 1)], starts
+
+
+def _vertex_table(text: bytes, starts: NDArray[np.int64], lines: NDArray[np.int64]) -> NDArray[np.float64]:
+    parts: list[NDArray[np.float64]] = []
+    width = 0
+    for chosen, piece in _pieces(text, starts, lines):
+        values, words = _numbers(piece, chosen)
+        width = width or int(words[0])
+        if width < 3:
+            raise ValueError(f"the first vertex, in line {chosen[0] + 1}, has {width} coordinates")
+        if (words != width).any():
+            odd = int(np.flatnonzero(words != width)[0])
+            raise ValueError(f"line {chosen[odd] + 1} has {words[odd]} numbers, the first vertex has {width}")
+        parts.append(values.reshape(-1, width))
+    return np.concatenate(parts)
+
+
+def _polygons(
+    text: bytes, starts: NDArray[np.int64], lines: NDArray[np.int64], counts: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Corners of all polygons and the size of each; ``counts`` are the vertices before each, for negative indices."""
+    corners, sizes = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+    done = 0
+    for chosen, piece in _pieces(text, starts, lines):
+        values, words = _numbers(re.sub(rb"/[^ \t\n]*", b"", piece) if b"/" in piece else piece, chosen)
+        before = np.repeat(counts[done : done + len(chosen)], words)
+        wrong = (values != np.rint(values)) | (np.abs(values) > MAX_ELEMENTS * 10) | (values == 0)
+        if wrong.any():
+            row = int(np.searchsorted(np.cumsum(words), np.flatnonzero(wrong)[0], side="right"))
+            raise ValueError(f"line {chosen[row] + 1} names vertex {values[wrong][0]:g}")
+        index = values.astype(np.int64)
+        corners.append(np.where(index > 0, index - 1, before + index))
+        sizes.append(words)
+        done += len(chosen)
+    return np.concatenate(corners), np.concatenate(sizes)
+
+
+def _pieces(
+    text: bytes, starts: NDArray[np.int64], lines: NDArray[np.int64]
+) -> Iterator[tuple[NDArray[np.int64], bytes]]:
+    """Some lines at a time: their places in the file, and their text without the leading letter."""
+    for first in range(0, len(lines), LINES_AT_A_TIME):
+        chosen = lines[first : first + LINES_AT_A_TIME]
+        breaks = np.flatnonzero(np.diff(chosen) != 1) + 1
+        begins, ends = chosen[np.r_[0, breaks]], chosen[np.r_[breaks - 1, len(chosen) - 1]] + 1
+        runs = zip(starts[begins].tolist(), starts[ends].tolist(), strict=True)
+        joined = np.frombuffer(b"".join([text[begin:end] for begin, end in runs]), np.uint8).copy()
+        joined[np.r_[0, np.flatnonzero(joined == ord("\n"))[:-1] + 1]] = ord(" ")
+        piece = joined.tobytes()
+        if b"#" in piece:
+            piece = re.sub(rb"#[^\n]*", b"", piece)
+        yield chosen, piece
+
+
+def _numbers(piece: bytes, lines: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """All numbers of some lines, and how many each line has.
+
+    Raises:
+        ValueError: a word is no number; the message names its line.
+    """
+    characters = np.frombuffer(piece, np.uint8)
+    blank = characters <= 32
+    word = ~blank
+    word[1:] &= blank[:-1]
+    ends = np.flatnonzero(characters == ord("\n"))
+    words = np.diff(np.concatenate([[0], np.cumsum(word)[ends]])).astype(np.int64)
+    values = parse_numbers(piece)
+    if values is None:
+        row, why = find_odd_word(piece)
+        raise ValueError(f"{why}, in line {lines[min(row, len(lines) - 1)] + 1}")
+    return values, words

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -46,6 +48,74 @@ def test_a_picture_bomb_is_not_decoded():
         read_depth_png(bytes(header), "d.png", (60_000, 60_000))
 
 
+@pytest.mark.parametrize(
+    ("data", "what"),
+    [
+        (b"", r"image is damaged \(0 bytes\); copy it again"),
+        (bytes(1000), "image is damaged"),
+        (np.random.default_rng(0).bytes(5000), "image is damaged"),
+        (b"\x76\x2f\x31\x01" + bytes(99), r"is no PNG image \(it is a OpenEXR file\); export it as 16-bit PNG"),
+        (b"\x93NUMPY" + bytes(99), r"is no PNG image \(it is a NumPy file\); export it as 16-bit PNG"),
+        (JPEG, r"is no PNG image \(it is a JPEG file\); export it as 16-bit PNG"),
+        (encoded((DEPTH >> 8).astype(np.uint8), "png"), r"is not 16 bit greyscale \(it holds 8 bit grey\)"),
+        (encoded(np.zeros((12, 16, 3), np.uint8), "png"), r"is not 16 bit greyscale \(it holds colour\)"),
+        (encoded(np.zeros((12, 16, 4), np.uint8), "png"), r"is not 16 bit greyscale \(it holds colour with alpha\)"),
+        (PNG[:-1], "image is damaged"),
+        (PNG[: len(PNG) // 2], "image is damaged"),
+    ],
+)
+def test_what_is_no_depth_image(data, what):
+    with pytest.raises(ScanRejected, match=f"^d.png: .*{what}"):
+        read_depth_png(data, "d.png", (16, 12))
+
+
+def test_a_palette_is_no_depth_but_a_colour():
+    out = io.BytesIO()
+    Image.fromarray(np.full((12, 16, 3), (10, 200, 30), np.uint8)).quantize(4).save(out, "png")
+    with pytest.raises(ScanRejected, match=r"is not 16 bit greyscale \(it holds a palette\)"):
+        read_depth_png(out.getvalue(), "d.png", (16, 12))
+    assert (read_color_image(out.getvalue(), "c.png", (16, 12))[0, 0] == (10, 200, 30)).all()
+
+
+def test_alpha_is_no_part_of_colour():
+    data = encoded(np.full((12, 16, 4), (10, 200, 30, 0), np.uint8), "png")
+    assert (read_color_image(data, "c.png", (16, 12))[0, 0] == (10, 200, 30)).all()
+
+
+def interlaced(values: np.ndarray) -> bytes:
+    """A 16-bit PNG whose rows stand in the seven passes of Adam7."""
+    rows = b""
+    for x0, y0, dx, dy in (
+        (0, 0, 8, 8),
+        (4, 0, 8, 8),
+        (0, 4, 4, 8),
+        (2, 0, 4, 4),
+        (0, 2, 2, 4),
+        (1, 0, 2, 2),
+        (0, 1, 1, 2),
+    ):
+        for row in values[y0::dy, x0::dx]:
+            rows += b"\0" + row.astype(">u2").tobytes() if len(row) else b""
+    head = struct.pack(">IIBBBBB", values.shape[1], values.shape[0], 16, 0, 0, 0, 1)
+    parts = ((b"IHDR", head), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
+    data = b"\x89PNG\r\n\x1a\n"
+    for name, body in parts:
+        data += struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+    return data
+
+
+def test_interlaced_depth():
+    np.testing.assert_array_equal(read_depth_png(interlaced(DEPTH), "d.png", (16, 12)), DEPTH)
+
+
+@pytest.mark.parametrize("at", [0, 20, 30, 60, -6, -20])
+def test_any_changed_byte_of_a_png_is_found(at):
+    data = bytearray(PNG)
+    data[at] ^= 4
+    with pytest.raises(ScanRejected, match="image is damaged"):
+        read_depth_png(bytes(data), "d.png", (16, 12))
+
+
 @settings(max_examples=300, deadline=None)
 @given(st.sampled_from([PNG, JPEG]), st.integers(0, 2**31), st.integers(1, 8))
 def test_mutated_images_are_read_or_rejected(data, seed, count):
@@ -61,6 +131,32 @@ def test_mutated_images_are_read_or_rejected(data, seed, count):
             line = str(error)
         assert line.startswith("x: ")
         assert line.isprintable()
+
+
+@pytest.mark.parametrize(
+    ("data", "what"),
+    [
+        (b"", "is no JSON file"),
+        (b'{"unit": "mm", "unit": "m"}', "key 'unit' stands twice"),
+        (b'{"a": {"b": 1, "c": 2, "b": 1}}', "key 'b' stands twice"),
+        (b'{"rig": "K\xfcche"}', "is no Unicode text"),
+        (b'{"rig": "\\ud800"}', "is no Unicode text"),
+        (b'{"\\udc80": 1}', "is no Unicode text"),
+        (b'{"a": ' * 41 + b"1" + b"}" * 41, r"is nested too deep \(over 40 levels\)"),
+        (b"[" * 100_000 + b"]" * 100_000, "is nested too deep"),
+        (b'{"a": ' + b"9" * 10_000 + b"}", "is no JSON file"),
+        (b"[1]", r"holds no JSON object \(found list\)"),
+        (b" " * (16 * 1024**2 + 1), "JSON file is too large"),
+    ],
+)
+def test_what_is_no_json(data, what):
+    with pytest.raises(ScanRejected, match=f"^x: .*{what}"):
+        read_json(data, "x")
+
+
+def test_json_of_other_encodings():
+    for encoding in ("utf-8", "utf-8-sig", "utf-16", "utf-32"):
+        assert read_json('{"rig": "Küche"}'.encode(encoding), "x") == {"rig": "Küche"}
 
 
 @given(st.binary(max_size=200))
