@@ -92,6 +92,43 @@ class Misfit:
 
 
 @dataclass(frozen=True)
+class Pins:
+    """Vertices that are drawn to known places, softly: landmarks.
+
+    Attributes:
+        vertices: (p,) int64.
+        targets: (p, 3) float64 in the scan's frame, mm.
+        spread_mm: (p,) standard deviation of each target; places further than three of them lose their pull.
+    """
+
+    vertices: NDArray[np.int64]
+    targets: NDArray[np.float64]
+    spread_mm: NDArray[np.float64]
+
+    def pull(
+        self, model: LinearModel, shape: NDArray[np.float64], T: NDArray[np.float64], centre: NDArray[np.float64]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """What the pins add to the normal equations of turn about ``centre``, shift and coefficients.
+
+        Returns:
+            Hessian (6 + k, 6 + k) and gradient (6 + k,).
+        """
+        placed = shape[self.vertices] @ T[:3, :3].T + T[:3, 3]
+        gap = self.targets - placed
+        reach = 3.0 * self.spread_mm
+        weight = (reach**2 / (reach**2 + (gap**2).sum(1))) ** 2 / self.spread_mm**2
+        arm = placed - centre
+        turn = np.zeros((len(arm), 3, 3))
+        turn[:, [0, 1, 2], [1, 2, 0]] = arm[:, [2, 0, 1]]
+        turn[:, [1, 2, 0], [0, 1, 2]] = -arm[:, [2, 0, 1]]
+        bent = np.einsum("kpc,dc->pdk", model.basis[:, self.vertices], T[:3, :3])
+        jacobian = np.concatenate([turn, np.broadcast_to(np.eye(3), turn.shape), bent], axis=2)
+        flat = jacobian.reshape(-1, jacobian.shape[2])
+        weighted = flat * np.repeat(weight, 3)[:, None]
+        return weighted.T @ flat, weighted.T @ gap.ravel()
+
+
+@dataclass(frozen=True)
 class Stage:
     """One level of the fit.
 
@@ -120,7 +157,7 @@ class BasisFit:
         T_scan_from_head: (4, 4) rigid.
         coefficients: (k,).
         offset_mm: (s,) the misfit along the normals of the linear shape, at the vertices that carry the fit.
-        cost: from 0 to 1, mean loss over the weighted vertices; an unmatched vertex costs 1.
+        cost: from 0 to 1, mean loss over the weighted vertices that nothing covers; an unmatched vertex costs 1.
     """
 
     T_scan_from_head: NDArray[np.float64]
@@ -130,14 +167,22 @@ class BasisFit:
 
 
 def fit_basis(
-    scan: SurfaceIndex, model: LinearModel, misfit: Misfit, start: BasisFit, stages: tuple[Stage, ...]
+    scan: SurfaceIndex,
+    model: LinearModel,
+    misfit: Misfit,
+    start: BasisFit,
+    stages: tuple[Stage, ...],
+    pins: Pins | None = None,
+    skin: NDArray[np.bool_] | None = None,
 ) -> BasisFit:
     """Fit pose, coefficients and smooth misfit by robust Gauss-Newton steps, point to plane.
 
     Args:
-        scan: what to fit, in a frame near the head's.
+        scan: what to fit.
         misfit: what the model is expected to lack, and the scan's noise.
         start: where to begin.
+        pins: landmarks of the scan, where some are known.
+        skin: (v,) which vertices of the scan are skin; all by default. What is covered neither pulls nor costs.
     """
     T, c, offset, cost = start.T_scan_from_head, start.coefficients, start.offset_mm, start.cost
     basis = np.ascontiguousarray(model.basis[:, misfit.pick])
@@ -148,10 +193,11 @@ def fit_basis(
             R = T[:3, :3]
             facing = normal @ R.T
             placed = (shape[misfit.pick] + normal * offset[:, None]) @ R.T + T[:3, 3]
-            found = match(scan, placed, facing, stage.gate_mm, stage.least_cosine)
+            found = match(scan, placed, facing, stage.gate_mm, stage.least_cosine, skin)
             residual = ((found.points - placed) * found.normals).sum(1)
             kept = stage.robust_mm**2 / (stage.robust_mm**2 + residual**2)
-            cost = float(((1 - found.weights * kept) * misfit.weights).sum() / misfit.weights.sum())
+            told = misfit.weights * ~found.covered
+            cost = float(((1 - found.weights * kept) * told).sum() / max(told.sum(), 1e-9))
             weight = misfit.weights * found.weights * kept**2
             good = np.flatnonzero(weight > 1e-3)
             if len(good) < 50:
@@ -171,7 +217,11 @@ def fit_basis(
             inner = along[:, None] * misfit.covariance[np.ix_(good, good)] * along
             factor = cho_factor(inner + np.diag(noise2), lower=True, overwrite_a=True, check_finite=False)
             whitened = cho_solve(factor, np.column_stack([jacobian, target]), check_finite=False)
-            move = _bounded_step(jacobian.T @ whitened[:, :-1], jacobian.T @ whitened[:, -1], model, c)
+            hessian, gradient = jacobian.T @ whitened[:, :-1], jacobian.T @ whitened[:, -1]
+            if pins is not None:
+                stiffer, pull = pins.pull(model, shape, T, centre)
+                hessian, gradient = hessian + stiffer, gradient + pull
+            move = _bounded_step(hessian, gradient, model, c)
             remaining = whitened[:, -1] - whitened[:, :-1] @ move
             offset = misfit.covariance[:, good] @ (along * remaining)
             turn = np.eye(4)
