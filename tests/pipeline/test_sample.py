@@ -263,7 +263,7 @@ def test_a_damaged_shard_is_named_and_redone(tmp_path: Path) -> None:
     data[len(data) // 2] ^= 1
     workspace.store.put(shard, bytes(data))
     source = ShardSource(workspace.store, "001/smile", manifest.outputs)
-    with pytest.raises(StorageConflict, match="001/smile/pair_canonical: shard is damaged"):
+    with pytest.raises(StorageConflict, match="001/smile/pair_canonical/c/0/0: shard is damaged"):
         source.read("pairs", 0, 10)
     again = run_sample(workspace, "001/smile")
     assert again == manifest
