@@ -166,11 +166,19 @@ class Workspace:
         Raises:
             ConfigError: the file is missing or no template.
         """
-        return Template.from_bytes(self._template_bytes, self.config.template)
+        return Template.from_bytes(self.template_bytes(), self.config.template)
 
     def template_digest(self) -> str:
         """SHA-256 of the template's file."""
-        return digest_bytes(self._template_bytes)
+        return digest_bytes(self.template_bytes())
+
+    def template_bytes(self) -> bytes:
+        """The template's file.
+
+        Raises:
+            ConfigError: it is missing.
+        """
+        return self._template_bytes
 
     @cached_property
     def _template_bytes(self) -> bytes:

@@ -230,7 +230,7 @@ class _Binary:
                 fields.append((f"{place}", self.order + column.type))
             else:
                 fields.append((f"length{place}", self.order + column.length_type))
-                fields.append((f"{place}", self.order + column.type, (length,)))
+                fields.append((f"{place}", self.order + column.type, (length or 0,)))
         row = np.dtype(fields)
         if self.at + element.count * row.itemsize > len(self.data):
             if element.lists:
@@ -429,3 +429,11 @@ def write_ply(vertex: Mapping[str, NDArray], faces: NDArray[np.integer] | None =
         lines += [f"element face {len(rows)}", "property list uchar int vertex_indices"]
         parts.append(rows.tobytes())
     return "\n".join([*lines, "end_header\n"]).encode() + b"".join(parts)
+
+
+def without_comments(data: bytes) -> bytes:
+    """The same PLY file without the comments and object notes of its header, which may tell where it came from."""
+    end = max(data.find(b"end_header", 0, MAX_HEADER_BYTES), 0)
+    lines = data[:end].splitlines(keepends=True)
+    told = [line for line in lines if line.split()[:1] not in ([b"comment"], [b"obj_info"])]
+    return data if len(told) == len(lines) else b"".join(told) + data[end:]

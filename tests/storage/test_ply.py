@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from storage.errors import ScanRejected
-from storage.ply import read_ply, write_ply
+from storage.ply import read_ply, without_comments, write_ply
 
 POINTS = np.random.default_rng(0).normal(size=(40, 3)).astype(np.float32)
 FACES = np.arange(39, dtype=np.int32).reshape(-1, 3)
@@ -186,3 +186,9 @@ def test_mutated_files_are_read_or_rejected(data, seed, count):
         line = str(error)
     assert line.startswith("x: ")
     assert line.isprintable()
+
+
+def test_comments_go_and_nothing_else():
+    told = BINARY.replace(b"element vertex", b"comment made by Anna\nobj_info scanner 17\nelement vertex", 1)
+    assert without_comments(told) == without_comments(BINARY) == BINARY
+    assert without_comments(b"no mesh at all") == b"no mesh at all"
