@@ -6,6 +6,7 @@ import fcntl
 import os
 import shutil
 import subprocess
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -49,24 +50,23 @@ def engine() -> Iterator[str]:
         _check(told)
         yield told
         return
-    _, url = _own_server()
+    url = _own_server().url
     with temporary_settings({PREFECT_API_URL: url}):
         yield url
 
 
 @cache
-def _own_server() -> tuple[subprocess.Popen[str], str]:
+def _own_server() -> OwnServer:
     """Start a server of our own, once a process: the engine's threads in the background hold on to the first they know.
 
-    It ends with this process, whose end of its lifeline is kept here. Its database lies in the user's cache and may be
-    deleted at any time.
+    Its database lies in the user's cache and may be deleted at any time.
     """
     import prefect
 
     caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     home = caches / "nphm" / f"prefect-{prefect.__version__}"
     with _made_once(home):
-        return _start(home, new_log("engine"))
+        return OwnServer(home, new_log("engine"))
 
 
 @contextmanager
@@ -86,30 +86,63 @@ def _made_once(home: Path) -> Iterator[None]:
         made.touch()
 
 
-def _start(home: Path, log: Path) -> tuple[subprocess.Popen[str], str]:
-    environment = {
-        "PREFECT_HOME": str(home),
-        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        "PREFECT_UI_ENABLED": "false",
-        "PREFECT_LOGGING_LEVEL": "ERROR",
-        # Leave out the services that schedule and watch deployments: one run needs none of them.
-        "PREFECT__SERVER_EPHEMERAL": "1",
-        "PREFECT__SERVER_FINAL": "1",
-    }
-    with log.open("w") as stderr:
-        process = spawn("flows.server", [], environment, stderr)
-    port = read_line(process).strip()
-    url = f"http://127.0.0.1:{port}/api"
-    until = time.monotonic() + START_TIMEOUT_SECONDS
-    while process.poll() is None and time.monotonic() < until:
-        if port and _answers(url):
-            return process, url
-        time.sleep(0.05)
-    process.kill()
-    remedy = (
-        f"delete {home} (it holds the history of local runs alone) and run again, or name a server in PREFECT_API_URL"
-    )
-    raise EngineError(one_line("does not start", "the engine's server", f"log: {log}", remedy))
+class OwnServer:
+    """A server on a free loopback port that ends with this process, and is started again should it be killed before.
+
+    The engine's clients try again for about a minute, so a run outlives its server.
+
+    Args:
+        home: the folder of its database.
+        log: file for what it prints.
+
+    Raises:
+        EngineError: it does not start.
+    """
+
+    def __init__(self, home: Path, log: Path) -> None:
+        self._home, self._log = home, log
+        self._process, self._port = self._start("0")
+        self.url = f"http://127.0.0.1:{self._port}/api"
+        self._await()
+        threading.Thread(target=self._keep, name="server", daemon=True).start()
+
+    @property
+    def pid(self) -> int:
+        """The process that serves now."""
+        return self._process.pid
+
+    def _start(self, port: str) -> tuple[subprocess.Popen[str], str]:
+        environment = {
+            "PREFECT_HOME": str(self._home),
+            "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+            "PREFECT_UI_ENABLED": "false",
+            "PREFECT_LOGGING_LEVEL": "ERROR",
+            # Leave out the services that schedule and watch deployments: one run needs none of them.
+            "PREFECT__SERVER_EPHEMERAL": "1",
+            "PREFECT__SERVER_FINAL": "1",
+        }
+        with self._log.open("a") as stderr:
+            process = spawn("flows.server", [port], environment, stderr)
+        return process, read_line(process).strip()
+
+    def _await(self) -> None:
+        until = time.monotonic() + START_TIMEOUT_SECONDS
+        while self._process.poll() is None and time.monotonic() < until:
+            if self._port and _answers(self.url):
+                return
+            time.sleep(0.05)
+        self._process.kill()
+        remedy = (
+            f"delete {self._home} (it holds the history of local runs alone) and run again, or name a server in"
+            " PREFECT_API_URL"
+        )
+        raise EngineError(one_line("does not start", "the engine's server", f"log: {self._log}", remedy))
+
+    def _keep(self) -> None:
+        while True:
+            self._process.wait()
+            time.sleep(0.5)  # one that can't start must not be started without end
+            self._process, _ = self._start(self._port)
 
 
 def _check(url: str) -> None:

@@ -7,24 +7,29 @@ own results and caches are off, and a run that was cut off needs no memory of it
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
-from contextlib import ExitStack
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
-from prefect import flow
+from prefect import flow, tags
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.futures import PrefectFuture
-from prefect.task_runners import ThreadPoolTaskRunner
+from prefect.runtime import flow_run
+from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 from prefect.tasks import Task
 
+from flows.cluster import cluster, execute_there
 from flows.logs import new_log
+from flows.patience import RETRY_AFTER_SECONDS, may_pass, patiently
 from flows.progress import SilentProgress, StepProgress
 from flows.runlog import RunLog
 from flows.worker import load_steps
-from flows.workers import REAL_STEPS, PassingError, StepError, Workers
+from flows.workers import REAL_STEPS, Done, StepError, Workers
+from pipeline.execute import Outcome
 from pipeline.ingest import (
     IngestReport,
     Pending,
@@ -35,27 +40,30 @@ from pipeline.ingest import (
     settle_looks,
     take_scan,
 )
-from pipeline.opening import open_workspace
+from pipeline.keys import subject_of
+from pipeline.opening import open_workspace, write_schema
 from pipeline.planner import Action, plan
 from pipeline.session import Refusal
-from pipeline.snapshot import take_snapshot
+from pipeline.snapshot import Snapshot, take_snapshot
 from pipeline.workspace import Workspace
 from storage.errors import ConfigError, NphmError, one_line
+from storage.lock import Lock, hold
 from storage.manifest import Manifest
 
 PROGRESS: ContextVar[StepProgress | None] = ContextVar("PROGRESS", default=None)
 """Who hears how far the run is. A deployment's run has no terminal and stays silent."""
 
-RETRY_AFTER_SECONDS = [2.0, 15.0, 60.0]
+INGEST_WAIT_SECONDS = 600.0
+"""How long to wait for somebody else who takes sessions in."""
 
 _THREADS: Any = ThreadPoolTaskRunner(max_workers=os.cpu_count())
 
 
 def _may_pass(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
-    return isinstance(state.data, PassingError | OSError)
+    return may_pass(state.data)
 
 
-def as_task(function: Callable[..., None], name: str) -> Task[..., None]:
+def as_task(function: Callable[..., Any], name: str) -> Task[..., Any]:
     """Make a task of a function of plain values: tried again where the failure may pass, nothing cached or kept."""
     return Task(
         function,
@@ -70,25 +78,39 @@ def as_task(function: Callable[..., None], name: str) -> Task[..., None]:
 
 
 @flow(name="ingest-sessions", persist_result=False, task_runner=_THREADS)
-def ingest_sessions(workspace: str, sessions: list[str], subject_prefix: str = "") -> IngestReport:
+def ingest_sessions(
+    workspace: str, sessions: list[str], subject_prefix: str = "", copy_files: bool = False
+) -> IngestReport:
     """Take sessions into a workspace.
 
     Args:
         workspace: its address.
         sessions: folders with a ``session.json``.
         subject_prefix: put before every subject's id.
+        copy_files: keep a copy of the raw files in the workspace.
     """
     opened = open_workspace(workspace)
-    looks = [look_at_session(opened, Path(session).absolute(), subject_prefix) for session in sessions]
-    for look in looks:
-        if look.fault is None:
-            remember_session(opened, look)
-    return take_in_pending(opened, looks)
+    with hold_ingest(opened):
+        write_schema(opened)
+        roots = [Path(session).absolute() for session in sessions]
+        looks = [look_at_session(opened, root, subject_prefix, copy=copy_files) for root in roots]
+        for look in looks:
+            if look.fault is None:
+                remember_session(opened, look)
+        log = RunLog(opened, flow_run.id or "")
+        report = take_in_pending(opened, looks, log)
+        patiently(log.write, opened.url)
+        return report
 
 
 @flow(name="bring-up-to-date", persist_result=False, task_runner=_THREADS)
 def bring_up_to_date(
-    workspace: str, until: str | None = None, workers: int | None = None, steps: str = REAL_STEPS
+    workspace: str,
+    until: str | None = None,
+    workers: int | None = None,
+    steps: str = REAL_STEPS,
+    dask: str | None = None,
+    wait_seconds: float = 0.0,
 ) -> dict[str, dict[str, float]]:
     """Look at the workspace's sessions again, then do whatever is stale.
 
@@ -97,6 +119,9 @@ def bring_up_to_date(
         until: the last step to do; all of them when None.
         workers: processes for scans; as many as there are cores when None.
         steps: where the table of steps is found, ``MODULE:NAME``.
+        dask: address of a Dask scheduler whose workers do the steps over scans, or ``local`` for a cluster of
+            ``workers`` processes on this machine.
+        wait_seconds: how long to wait for another run of the same workspace.
 
     Returns:
         Results, seconds and bytes by step.
@@ -105,14 +130,30 @@ def bring_up_to_date(
         NphmError: a step failed in a way that speaks against the run. What does not depend on it has been done.
     """
     opened = open_workspace(workspace, load_steps(steps))
-    take_in_pending(opened, look_again(opened))
-    log = RunLog(opened)
+    log = RunLog(opened, flow_run.id or "")
+    with hold_ingest(opened):
+        write_schema(opened)
+        take_in_pending(opened, look_again(opened), log)
+        if log.done:
+            patiently(log.write, opened.url)
     if until != "ingest":
-        _do_what_is_stale(opened, until, workers or os.cpu_count() or 1, steps, log)
+        count = workers or os.cpu_count() or 1
+        what = f"a run until {until or 'the end'}"
+        with hold(opened.store, "run", what, run=log.run, wait_seconds=wait_seconds) as lock, ExitStack() as stack:
+            opened.store.sweep()
+            elsewhere = stack.enter_context(cluster(dask, count)) if dask else None
+            _do_what_is_stale(opened, until, count, steps, log, lock, elsewhere)
     return log.cost()
 
 
-def take_in_pending(workspace: Workspace, looks: list[SessionLook]) -> IngestReport:
+@contextmanager
+def hold_ingest(workspace: Workspace) -> Iterator[Lock]:
+    """Be the only one who takes sessions in."""
+    with hold(workspace.store, "ingest", "taking sessions in", wait_seconds=INGEST_WAIT_SECONDS) as lock:
+        yield lock
+
+
+def take_in_pending(workspace: Workspace, looks: list[SessionLook], log: RunLog) -> IngestReport:
     """Take in what a look at sessions found pending, a task a scan. To be called in a flow."""
     by_key: dict[str, list[Pending]] = {}
     for look in looks:
@@ -126,14 +167,25 @@ def take_in_pending(workspace: Workspace, looks: list[SessionLook]) -> IngestRep
         def ingest_scan(key: str) -> None:
             # Scans of two sessions that claim one key, one after the other: the second is to be refused.
             for found in by_key[key]:
+                began = time.perf_counter()
                 outcomes[str(found.scan.folder)] = taken = take_scan(workspace, found)
                 if isinstance(taken, Refusal):
-                    progress.say(f"refused: {taken.line}")
-                elif not taken.accepted:
-                    progress.say(f"rejected: {'; '.join(taken.reasons)}")
+                    verdict, reasons = "refused", [taken.line]
+                else:
+                    verdict, reasons = taken.verdict, taken.reasons
+                if verdict != "accepted":
+                    progress.say(f"{verdict}: {'; '.join(reasons)}")
+                outcome = Outcome("ingest", key, "compute", found.why, verdict, tuple(reasons))
+                session = found.scan.session["session_id"]
+                log.add(Done(outcome, round(time.perf_counter() - began, 3)), session)
                 progress.update("ingest", len(outcomes))
 
-        failures = _wait(as_task(ingest_scan, "ingest").submit(key) for key in by_key)
+        task = as_task(ingest_scan, "ingest")
+        futures = {}
+        for key, (first, *_) in by_key.items():
+            with tags(f"subject:{subject_of(key)}", f"session:{first.scan.session['session_id']}"):
+                futures[Action("ingest", key, "compute", first.why)] = task.submit(key)
+        failures = _wait(futures, lambda action, error: None)
         progress.finish("ingest")
         if failures:
             settle_looks(workspace, looks, outcomes)
@@ -141,7 +193,15 @@ def take_in_pending(workspace: Workspace, looks: list[SessionLook]) -> IngestRep
     return settle_looks(workspace, looks, outcomes)
 
 
-def _do_what_is_stale(workspace: Workspace, until: str | None, count: int, steps: str, log: RunLog) -> None:
+def _do_what_is_stale(
+    workspace: Workspace,
+    until: str | None,
+    count: int,
+    steps: str,
+    log: RunLog,
+    lock: Lock,
+    elsewhere: TaskRunner[Any] | None,
+) -> None:
     progress = PROGRESS.get() or SilentProgress()
     cores = os.cpu_count() or 1
     done: dict[str, int] = {}
@@ -152,42 +212,67 @@ def _do_what_is_stale(workspace: Workspace, until: str | None, count: int, steps
         scans = stack.enter_context(Workers(count, 1, new_log("scans"), steps))
         models = stack.enter_context(Workers(1, cores, new_log("models"), steps))
 
-        def execute_key(step: str, key: str) -> None:
-            whole = workspace.steps[step].scope == "model"
-
-            def hear(part: int, total: int, note: str) -> None:
-                if whole:
-                    progress.update(step, part, note, total)
-
-            finished = (models if whole else scans).call(workspace.url, step, key, hear)
-            log.add(finished)
+        def finish(finished: Done, session: str) -> None:
+            step = finished.outcome.step
+            log.add(finished, session)
             if finished.outcome.verdict == "rejected":
-                progress.say(f"rejected: {key} at {step}: {'; '.join(finished.outcome.reasons)}")
+                progress.say(f"rejected: {finished.outcome.key} at {step}: {'; '.join(finished.outcome.reasons)}")
             done[step] = done.get(step, 0) + 1
-            if not whole:
+            if workspace.steps[step].scope == "scan":
                 progress.update(step, done[step])
 
-        while actions := plan(take_snapshot(workspace), until):
+        def execute_here(step: str, key: str, session: str) -> None:
+            spec = workspace.steps[step]
+
+            def hear(part: int, total: int, note: str) -> None:
+                if spec.scope == "model":
+                    progress.update(step, part, note, total)
+
+            pool = models if spec.scope == "model" else scans
+            finish(pool.call(workspace.url, step, key, hear, spec.limit_minutes), session)
+
+        while True:
+            snapshot = patiently(lambda: take_snapshot(workspace), workspace.url)
+            actions = plan(snapshot, until)
             wave = _next_wave(actions, tried)
+            lock.check()
             if not wave:
                 break
             step = wave[0].step
+            whole = workspace.steps[step].scope == "model"
             if step not in done:
                 done[step] = 0
-                of_step = sum(action.step == step for action in actions)
-                whole = workspace.steps[step].scope == "model"
-                progress.start(step, of_step, "steps" if whole else "scans")
-            if workspace.steps[step].scope == "model":
+                progress.start(step, sum(a.step == step for a in actions), "steps" if whole else "scans")
+            if whole:
                 scans.rest()
-            execute = as_task(execute_key, step)
-            failures += _wait(execute.submit(step, action.key) for action in wave)
+            futures = {}
+            sessions = {action: _session_of(snapshot, action.key) for action in wave}
+            for action, session in sessions.items():
+                with tags(f"subject:{subject_of(action.key)}", f"session:{session}") if session else tags():
+                    if elsewhere is None or whole:
+                        futures[action] = as_task(execute_here, step).submit(step, action.key, session)
+                    else:
+                        told = {"step": step, "key": action.key, "workspace": workspace.url, "steps": steps}
+                        futures[action] = elsewhere.submit(as_task(execute_there, step), told)
+            failures += _wait(futures, log.add_failure)
+            if elsewhere is not None and not whole:
+                for action, future in futures.items():
+                    if future.state.is_completed():
+                        finish(future.result(), sessions[action])
             tried.update(wave)
-            log.write()
+            patiently(log.write, workspace.url)
             if not any(action.step == step for action in actions if action not in tried):
                 progress.finish(step)
+        patiently(lambda: log.write_metrics(snapshot, actions), workspace.url)
     if failures:
         more = f" ({len(failures)} such failures)" if len(failures) > 1 else ""
         raise StepError(f"{failures[0]}{more}")
+
+
+def _session_of(snapshot: Snapshot, key: str) -> str:
+    """The session that a scan came with; empty for a model."""
+    taken = snapshot.manifest("ingest", key)
+    return "" if taken is None else str(taken.extra("session_id"))
 
 
 def _next_wave(actions: list[Action], tried: set[Action]) -> list[Action]:
@@ -196,10 +281,10 @@ def _next_wave(actions: list[Action], tried: set[Action]) -> list[Action]:
     return [action for action in ready if action.step == ready[0].step]
 
 
-def _wait(futures: Iterable[PrefectFuture[None]]) -> list[NphmError]:
+def _wait(futures: dict[Action, PrefectFuture[Any]], on_failure: Callable[[Action, str], None]) -> list[NphmError]:
     """Wait for all tasks and return what failed. A wrong configuration stops the run at once."""
     failures: list[NphmError] = []
-    for future in list(futures):
+    for action, future in futures.items():
         try:
             future.result()
         except ConfigError:
@@ -207,5 +292,9 @@ def _wait(futures: Iterable[PrefectFuture[None]]) -> list[NphmError]:
         except NphmError as error:
             failures.append(error)
         except OSError as error:
-            failures.append(StepError(one_line("could not read or write", "ingest", str(error), "run again")))
+            what = f"{action.step} of {action.key}"
+            failures.append(StepError(one_line("could not read or write", what, str(error), "run again")))
+        else:
+            continue
+        on_failure(action, str(failures[-1]))
     return failures

@@ -21,6 +21,7 @@ from pipeline.rejected import write_rejected
 from pipeline.snapshot import take_snapshot
 from pipeline.standing import StepStanding, stand
 from pipeline.workspace import Workspace
+from storage.lock import hold
 
 _MOST_LINES = 20
 
@@ -70,7 +71,12 @@ class RunResult:
 
 
 def bring_up_to(
-    url: str, until: str, progress: StepProgress, workers: int | None = None, steps: str = REAL_STEPS
+    url: str,
+    until: str,
+    progress: StepProgress,
+    workers: int | None = None,
+    steps: str = REAL_STEPS,
+    dask: str | None = None,
 ) -> RunResult:
     """Look at a workspace's sessions again and do whatever is stale.
 
@@ -80,6 +86,7 @@ def bring_up_to(
         progress: hears how far it is.
         workers: processes for scans; as many as there are cores when None.
         steps: where the table of steps is found, ``MODULE:NAME``.
+        dask: address of a Dask scheduler whose workers do the steps over scans, or ``local``.
 
     Raises:
         NphmError: as ``flows.process.bring_up_to_date``; what does not depend on the failure has been done.
@@ -93,7 +100,7 @@ def bring_up_to(
 
         PROGRESS.set(progress)
         with engine():
-            cost = bring_up_to_date(url, until, workers, steps)
+            cost = bring_up_to_date(url, until, workers, steps, dask)
     return sum_up(workspace, until, cost)
 
 
@@ -108,10 +115,11 @@ def take_sessions_in(url: str, sessions: Sequence[Path], subject_prefix: str, pr
         PROGRESS.set(progress)
         with engine():
             return ingest_sessions(url, [str(session) for session in sessions], subject_prefix)
-    for look in looks:
-        if look.fault is None:
-            remember_session(workspace, look)
-    return settle_looks(workspace, looks, {})
+    with hold(workspace.store, "ingest", "taking sessions in"):
+        for look in looks:
+            if look.fault is None:
+                remember_session(workspace, look)
+        return settle_looks(workspace, looks, {})
 
 
 def sum_up(workspace: Workspace, until: str, cost: dict[str, dict[str, float]]) -> RunResult:

@@ -10,7 +10,9 @@ import json
 import os
 import signal
 import subprocess
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from queue import LifoQueue
 from types import TracebackType
@@ -31,6 +33,10 @@ class StepError(NphmError):
 
 class PassingError(StepError):
     """A failure that may not come again: a store or network that did not answer, a worker that was killed."""
+
+
+class TimeLimitError(StepError):
+    """A step took longer than it may."""
 
 
 class Done(NamedTuple):
@@ -61,19 +67,37 @@ class Workers:
         for _ in range(count):
             self._idle.put(None)
 
-    def call(self, workspace: str, step: str, key: str, on_progress: Callable[[int, int, str], None]) -> Done:
+    def call(
+        self,
+        workspace: str,
+        step: str,
+        key: str,
+        on_progress: Callable[[int, int, str], None],
+        limit_minutes: float | None = None,
+    ) -> Done:
         """Execute a step in a worker, once one is free.
+
+        Args:
+            limit_minutes: after which the worker is ended.
 
         Raises:
             ConfigError, StorageConflict: as raised by the step.
             PassingError: the store did not answer, or the worker was killed.
+            TimeLimitError: it took too long.
             StepError: any other failure.
         """
         process = self._idle.get()
         try:
             if process is None or process.poll() is not None:
                 process = self._start(f"{step} of {key}")
-            return self._ask(process, {"workspace": workspace, "step": step, "key": key}, on_progress)
+            with _time_limit(process, limit_minutes) as passed:
+                try:
+                    return self._ask(process, {"workspace": workspace, "step": step, "key": key}, on_progress)
+                except PassingError:
+                    if passed.is_set():
+                        why, remedy = f"{limit_minutes:g} minutes are its limit", "run again where less else runs"
+                        raise TimeLimitError(one_line("took too long", f"{step} of {key}", why, remedy)) from None
+                    raise
         finally:
             self._idle.put(process)
 
@@ -94,9 +118,9 @@ class Workers:
         if self._log is None:
             self._log = self._log_path.open("a")
         environment = dict.fromkeys(_THREAD_LIMITS, str(self._threads)) | {"PYTHONHASHSEED": "0"}
-        # Threads that wait for each other spin for some 10 us before they sleep: waking a sleeper takes longer than many
-        # of the products in training (3.5 times as slow on two idle cores), and endless spinning takes the core from
-        # whoever else is on it (14 times as slow on two busy ones).
+        # Threads that wait for each other spin for some 10 us before they sleep: waking a sleeper takes longer than
+        # many of the products in training (3.5 times as slow on two idle cores), and endless spinning takes the core
+        # from whoever else is on it (14 times as slow on two busy ones).
         environment["GOMP_SPINCOUNT"] = os.environ.get("GOMP_SPINCOUNT", "1000")
         process = spawn("flows.worker", [self._steps], environment, stderr=self._log)
         self._started.append(process)
@@ -143,6 +167,25 @@ class Workers:
             process.wait()
         if self._log is not None:
             self._log.close()
+
+
+@contextmanager
+def _time_limit(process: subprocess.Popen[str], minutes: float | None) -> Iterator[threading.Event]:
+    """End a process unless the block is left in time; the event tells that it was ended."""
+    passed = threading.Event()
+
+    def end() -> None:
+        passed.set()
+        process.kill()
+
+    timer = threading.Timer(60 * (minutes or 0), end)
+    timer.daemon = True
+    if minutes is not None:
+        timer.start()
+    try:
+        yield passed
+    finally:
+        timer.cancel()
 
 
 def _failure(what: str, kind: str, line: str) -> NphmError:

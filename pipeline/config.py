@@ -14,7 +14,7 @@ from model.config import PAPER_FIELD
 from pipeline.capture import IngestConfig
 from pipeline.clean_config import CleanConfig, CleanThresholds
 from pipeline.evaluate_config import EvaluateConfig, EvaluateThresholds
-from pipeline.migration import SCHEMA_VERSION, migrate
+from pipeline.migration import migrate
 from pipeline.register_config import RegisterConfig, RegisterThresholds
 from pipeline.release_config import ReleaseConfig
 from pipeline.sample_config import SampleConfig, SampleThresholds
@@ -61,7 +61,7 @@ class PipelineConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, serialize_by_alias=True)
 
-    schema_version: Literal[2] = SCHEMA_VERSION
+    schema_version: Literal[2] = 2
     preset: Preset = Field(default="small", description="the preset whose values were the start")
     seed: int = Field(default=0, ge=0, description="seed of the run; each key draws from its own generator")
     template: str = Field(default="template.npz", description="the template, a file in the workspace")

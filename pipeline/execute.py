@@ -55,14 +55,15 @@ def execute_in(workspace: Workspace, step: str, key: str) -> Outcome:
     or that was done by somebody else, costs nothing.
 
     Args:
-        key: SUBJECT/EXPRESSION; for steps over a whole model its name, or '' for the one that the data calls for.
+        key: SUBJECT/EXPRESSION; for steps over a whole model its name, or '' for the one that the data calls for. What
+            came in while a model was trained makes another one; this one stands under its name.
 
     Raises:
         ConfigError, StorageConflict: the run must stop. A scan that can't be used is recorded as rejected instead.
     """
     spec = workspace.steps[step]
-    if spec.scope == "model":
-        key = model_name(workspace)
+    if spec.scope == "model" and not (key and any(need.over == "model" for need in spec.needs)):
+        key = model_name(workspace)  # a model is named by its data; what follows training goes by the model
     action = decide(workspace, spec, key)
     if action is None:
         return _outcome(spec, key, "fresh", "", workspace.manifest(step, key))
@@ -74,7 +75,7 @@ def execute_in(workspace: Workspace, step: str, key: str) -> Outcome:
     else:
         made = _compute(workspace, spec, key)
         left = decide(workspace, spec, key)
-        if left is not None:
+        if left is not None and spec.scope == "scan":
             raise StorageConflict(one_line("is stale as soon as made", f"{step} of {key}", left.why, "run again"))
     log.info("%s: %s %s (%s): %s", key, step, action.kind, action.why, made.verdict if made else "withdrawn")
     return _outcome(spec, key, action.kind, action.why, made)

@@ -52,6 +52,7 @@ TRAIN = StepSpec(
     Later("pipeline.train", "run_train"),
     train_config.judge_train,
     scope="model",
+    limit_minutes=None,
     needs=(Need("sample", "train"), Need("register", "train")),
     uses_template=True,
     minutes=60,
@@ -65,6 +66,7 @@ EVALUATE = StepSpec(
     Later("pipeline.evaluate", "run_evaluate"),
     evaluate_config.judge_evaluate,
     scope="model",
+    limit_minutes=None,
     needs=(
         Need("train", "model"),
         Need("clean", "train"),

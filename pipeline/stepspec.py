@@ -73,6 +73,7 @@ class StepSpec:
         own_folder: whether nobody else writes in FOLDER/KEY.
         minutes: rough cost of one key on 2 cores.
         megabytes: rough size of one key's outputs.
+        limit_minutes: after which one key is given up; None for what may take days.
     """
 
     name: str
@@ -87,6 +88,7 @@ class StepSpec:
     own_folder: bool = True
     minutes: float = 0.0
     megabytes: float = 0.0
+    limit_minutes: float | None = 60.0
 
     def manifest_path(self, key: str) -> str:
         """Where the manifest of a key lies in the workspace."""

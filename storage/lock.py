@@ -21,7 +21,7 @@ from obstore.exceptions import AlreadyExistsError, PreconditionError
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from storage.errors import StorageConflict, one_line
-from storage.store import LocalStore, ObjectStore, Stat, Store
+from storage.store import SCRATCH, LocalStore, ObjectStore, Stat, Store
 
 FOLDER = "locks"
 TTL_SECONDS = 120.0
@@ -191,7 +191,7 @@ def _swap(store: Store, path: str, data: bytes, version: Stat | None) -> bool:
             return False
         return True
     assert isinstance(store, LocalStore)
-    guard = Path(store.root) / f"{path}.guard"
+    guard = store.root / SCRATCH / f"{path.replace('/', '.')}.guard"
     guard.parent.mkdir(parents=True, exist_ok=True)
     with guard.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)

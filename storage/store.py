@@ -18,7 +18,9 @@ import obstore
 
 from storage.errors import ConfigError, StorageConflict, one_line
 
-_SCRATCH = ".tmp"
+SCRATCH = ".tmp"
+"""Where a local store keeps what is not yet, or never, one of its objects."""
+
 _REQUESTS = 32
 
 
@@ -43,7 +45,7 @@ def check_path(path: str) -> str:
         StorageConflict: the path could climb out.
     """
     parts = path.split("/")
-    if any(part in ("", ".", "..") for part in parts) or "\\" in path or "\0" in path or parts[0] == _SCRATCH:
+    if any(part in ("", ".", "..") for part in parts) or "\\" in path or "\0" in path or parts[0] == SCRATCH:
         raise StorageConflict(one_line("is no path in a store", repr(path), "", "use a relative path without '..'"))
     return path
 
@@ -153,7 +155,7 @@ class LocalStore(Store):
     def put(self, path: str, data: bytes) -> None:
         file = self._inside(path)
         file.parent.mkdir(parents=True, exist_ok=True)
-        scratch = self.root / _SCRATCH
+        scratch = self.root / SCRATCH
         scratch.mkdir(exist_ok=True)
         temporary = scratch / f"{socket.gethostname()}.{os.getpid()}.{secrets.token_hex(6)}"
         try:
@@ -181,7 +183,7 @@ class LocalStore(Store):
     def stats(self, folder: str = "") -> dict[str, Stat]:
         found: dict[str, Stat] = {}
         waiting = [self._file(folder) if folder else self.root]
-        skipped = str(self.root / _SCRATCH)
+        skipped = str(self.root / SCRATCH)
         cut = len(str(self.root)) + 1
         while waiting:
             try:
@@ -206,7 +208,7 @@ class LocalStore(Store):
 
     def sweep(self) -> int:
         swept = 0
-        for file in (self.root / _SCRATCH).glob(f"{socket.gethostname()}.*"):
+        for file in (self.root / SCRATCH).glob(f"{socket.gethostname()}.*"):
             if not _alive(int(file.name.split(".")[-2])):
                 file.unlink(missing_ok=True)
                 swept += 1

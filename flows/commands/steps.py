@@ -16,6 +16,11 @@ StepName = Literal["ingest", "clean", "register", "sample", "train", "evaluate",
 Strict = Annotated[bool, Parameter(negative=(), help="Exit with 1 if any scan was rejected.")]
 WorkerCount = Annotated[int | None, Parameter(help="Worker processes; as many as there are cores when left out.")]
 
+DaskAddress = Annotated[
+    str | None,
+    Parameter(help="Address of a Dask scheduler that does the steps over scans, or 'local' for a cluster of our own."),
+]
+
 
 def run(
     *,
@@ -23,6 +28,7 @@ def run(
     until: StepName = "report",
     strict: Strict = False,
     workers: WorkerCount = None,
+    dask: DaskAddress = None,
     output: Output = PLAIN,
 ) -> Reply:
     """Bring a workspace up to date: look at its sessions again, then do whatever is stale, up to the report.
@@ -38,14 +44,16 @@ def run(
     until
         The last step to do.
     """
-    return _bring_up_to(until, workspace, strict, workers, output)
+    return _bring_up_to(until, workspace, strict, workers, dask, output)
 
 
-def _bring_up_to(until: StepName, workspace: str, strict: bool, workers: int | None, output: Output) -> Reply:
+def _bring_up_to(
+    until: StepName, workspace: str, strict: bool, workers: int | None, dask: str | None, output: Output
+) -> Reply:
     from flows.run import bring_up_to
 
     with progress_for(output) as progress:
-        result = bring_up_to(workspace, until, progress, workers)
+        result = bring_up_to(workspace, until, progress, workers, dask=dask)
     return result.reply(strict)
 
 
@@ -55,9 +63,10 @@ def _single(step: StepName, what: str) -> Callable[..., Reply]:
         workspace: Workspace,
         strict: Strict = False,
         workers: WorkerCount = None,
+        dask: DaskAddress = None,
         output: Output = PLAIN,
     ) -> Reply:
-        return _bring_up_to(step, workspace, strict, workers, output)
+        return _bring_up_to(step, workspace, strict, workers, dask, output)
 
     verb.__name__ = step
     verb.__doc__ = f"{what}, after whatever it needs.\n\nFor example:\n\n    nphm {step} -w heads\n"

@@ -21,6 +21,7 @@ from pipeline.opening import create_workspace, open_workspace
 from pipeline.planner import plan
 from pipeline.snapshot import take_snapshot
 from registration.procedural_head import head_template
+from storage.lock import hold
 from tests.flows.conftest import REPOSITORY, SMALL_STEPS
 from tests.flows.small_steps import STEPS
 
@@ -87,8 +88,23 @@ def test_a_run_does_all_and_a_second_one_nothing(run, workspace):
     assert not second["engine"]
     assert digests(workspace) == made
     assert json.loads(open_workspace(workspace).store.get("models/latest.json"))["name"].startswith("demo-")
-    (log,) = open_workspace(workspace).store.list("runs")
-    assert json.loads(open_workspace(workspace).store.get(log))["cost"]["clean"]["results"] == 4
+    store = open_workspace(workspace).store
+    log, lines = store.list("runs")
+    assert json.loads(store.get(log))["cost"]["clean"]["results"] == 4
+    told = [json.loads(line) for line in store.get(lines).splitlines()]
+    assert [line["step"] for line in told] == ["clean"] * 4 + ["register"] * 4 + ["train"]
+    assert {(line["key"], line["session"]) for line in told[:8]} == {
+        (key, "balls") for key in ("001/neutral", "001/smile", "002/neutral", "002/smile")
+    }
+    assert b'nphm_results{step="clean",verdict="accepted"} 4\n' in store.get("metrics.prom")
+    assert store.list("locks") == []
+
+
+def test_a_workspace_has_one_run_at_a_time(run, workspace):
+    with hold(open_workspace(workspace).store, "run", "a test"):
+        told = run()
+    assert told["status"] == 1
+    assert "is in use (a test by process" in told["heard"]
 
 
 def test_a_rejected_scan_is_told_and_the_others_go_on(run, workspace):

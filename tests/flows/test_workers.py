@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.workers import PassingError, StepError, Workers
+from flows.workers import PassingError, StepError, TimeLimitError, Workers
 from pipeline.ingest import ingest_session
 from pipeline.opening import open_workspace
 from storage.errors import ConfigError
@@ -73,6 +73,14 @@ def test_a_killed_worker_may_pass(scans, tmp_path, monkeypatch):
 
         with pytest.raises(PassingError, match="SIGKILL"):
             workers.call(scans, "clean", "001/smile", kill)
+
+
+def test_a_step_that_takes_too_long_is_ended_and_not_tried_again(scans, tmp_path, monkeypatch):
+    monkeypatch.setenv("SMALL_STEP_SECONDS", "600")
+    with Workers(1, 1, tmp_path / "log", SMALL_STEPS) as workers:
+        with pytest.raises(TimeLimitError, match=r"clean of 001/smile: took too long \(0.02 minutes are its limit\)"):
+            workers.call(scans, "clean", "001/smile", hear_nothing, limit_minutes=0.02)
+        assert workers.pids() == []
 
 
 def test_closing_ends_a_worker_in_the_middle_of_a_step(scans, tmp_path, monkeypatch):
