@@ -1,0 +1,201 @@
+"""Verify a release: every file against the manifest, the documents against their schemas, the splits against people."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import count
+
+from pipeline.croissant import find_faults
+from pipeline.pseudonyms import is_pseudonym
+from pipeline.release_build import holds_release, no_release
+from pipeline.release_contents import MODEL_FOLDER
+from pipeline.release_documents import (
+    CROISSANT_PATH,
+    DATASHEET_PATH,
+    MANIFEST_PATH,
+    SCANS_PATH,
+    SPLITS_PATH,
+    TEMPLATE_PATH,
+    ReleasedScans,
+    ReleasedSplits,
+    ReleaseManifest,
+    parse_document,
+    read_document,
+)
+from pipeline.release_rights import covers_release
+from pipeline.sample_format import SAMPLES_ROOT
+from storage.digest import digest_bytes
+from storage.errors import ConfigError, StorageConflict, one_line
+from storage.manifest import Output
+from storage.store import Store, check_path
+
+_READERS = 4
+_NEEDED = (SCANS_PATH, SPLITS_PATH, CROISSANT_PATH, DATASHEET_PATH, TEMPLATE_PATH)
+_FOLDERS = {"clean": "clean", "registrations": "registrations", "samples": SAMPLES_ROOT}
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What verifying a release found.
+
+    Attributes:
+        name, version: of the release; empty where its manifest can't be read.
+        files, bytes: that were held against the manifest.
+        faults: a line for each thing that is wrong; empty if the release is sound.
+    """
+
+    name: str
+    version: str
+    files: int
+    bytes: int
+    faults: tuple[str, ...]
+
+
+def verify_release(store: Store, tell: Callable[[int, int], None] = lambda done, total: None) -> Verification:
+    """Verify a release. Every byte is read.
+
+    Args:
+        store: where it lies.
+        tell: hears how many files of how many are done.
+
+    Raises:
+        ConfigError: nothing at all lies there.
+    """
+    if not holds_release(store):
+        if not store.list():
+            raise ConfigError(one_line("is no release", store.url, "nothing lies there", "check the path"))
+        return Verification("", "", 0, 0, (str(no_release(store)),))
+    try:
+        manifest = read_document(ReleaseManifest, store, MANIFEST_PATH)
+    except StorageConflict as error:
+        return Verification("", "", 0, 0, (str(error),))
+    faults = list(_faulty_paths(manifest))
+    sound = [file for file in manifest.files if not _path_fault(file.path)]
+    done = count(1)
+
+    def check(file: Output) -> str | None:
+        fault = _file_fault(store, file)
+        tell(next(done), len(sound))
+        return fault
+
+    with ThreadPoolExecutor(_READERS) as pool:
+        faults += [fault for fault in pool.map(check, sound) if fault is not None]
+    listed = {file.path for file in manifest.files} | {MANIFEST_PATH}
+    faults += [f"{path}: is not in the manifest" for path in store.list() if path not in listed]
+    faults += [f"{path}: is not listed in the manifest, which needs it" for path in _NEEDED if path not in listed]
+    if not faults:  # what a damaged document says proves nothing
+        faults += _document_faults(store, manifest)
+    return Verification(manifest.name, manifest.version, len(sound), sum(file.bytes for file in sound), tuple(faults))
+
+
+def _faulty_paths(manifest: ReleaseManifest) -> Iterator[str]:
+    seen: set[str] = set()
+    for file in manifest.files:
+        fault = _path_fault(file.path) or ("listed twice" if file.path in seen else "")
+        seen.add(file.path)
+        if fault:
+            yield f"{file.path!r}: {fault}"
+
+
+def _path_fault(path: str) -> str:
+    try:
+        check_path(path)
+    except StorageConflict:
+        return "leads out of the release"
+    return "is the manifest itself" if path == MANIFEST_PATH else ""
+
+
+def _file_fault(store: Store, file: Output) -> str | None:
+    try:
+        found = store.stat(file.path)
+        if found is None:
+            return f"{file.path}: is missing"
+        if found.bytes != file.bytes:
+            return f"{file.path}: has {found.bytes} bytes, the manifest says {file.bytes}"
+        if digest_bytes(store.get(file.path)) != file.sha256:
+            return f"{file.path}: its bytes differ from the manifest's digest"
+    except StorageConflict as error:
+        return str(error)
+    except FileNotFoundError:
+        return f"{file.path}: is missing"
+    return None
+
+
+def _document_faults(store: Store, manifest: ReleaseManifest) -> Iterator[str]:
+    try:
+        scans = parse_document(ReleasedScans, store.get(SCANS_PATH), SCANS_PATH)
+        splits = parse_document(ReleasedSplits, store.get(SPLITS_PATH), SPLITS_PATH)
+    except StorageConflict as error:
+        yield str(error)
+        return
+    try:
+        croissant = json.loads(store.get(CROISSANT_PATH))
+    except ValueError as error:
+        yield f"{CROISSANT_PATH}: is no JSON ({error})"
+    else:
+        yield from (f"{CROISSANT_PATH}: {fault}" for fault in find_faults(croissant))
+        yield from _other_digests(croissant, manifest)
+    digest = next(file.sha256 for file in manifest.files if file.path == TEMPLATE_PATH)
+    if digest != manifest.template_sha256:
+        yield f"{TEMPLATE_PATH}: is not the template that the manifest names"
+    yield from _split_faults(scans, splits)
+    yield from _scan_faults(scans, manifest)
+    if manifest.model is not None:
+        yield from _model_faults(store, scans, splits)
+
+
+def _other_digests(croissant: object, manifest: ReleaseManifest) -> Iterator[str]:
+    digests = {file.path: file.sha256 for file in manifest.files}
+    for node in croissant.get("distribution", []) if isinstance(croissant, dict) else []:
+        if "sha256" in node and node["sha256"] != digests.get(node.get("contentUrl")):
+            yield f"{CROISSANT_PATH}: {node.get('contentUrl')} has another digest than in the manifest"
+
+
+def _split_faults(scans: ReleasedScans, splits: ReleasedSplits) -> Iterator[str]:
+    both = sorted(set(splits.train) & set(splits.held_out))
+    yield from (f"{SPLITS_PATH}: {subject} is both trained on and held out" for subject in both)
+    sides = splits.by_subject()
+    for scan in scans.scans:
+        if sides.get(scan.subject) != scan.split:
+            yield f"{SCANS_PATH}: {scan.key} is on side {scan.split}, its subject on {sides.get(scan.subject)}"
+    lone = sorted(set(sides) - {scan.subject for scan in scans.scans})
+    yield from (f"{SPLITS_PATH}: {subject} has no scan" for subject in lone)
+
+
+def _scan_faults(scans: ReleasedScans, manifest: ReleaseManifest) -> Iterator[str]:
+    folders: dict[str, set[str]] = {part: set() for part in _FOLDERS}
+    for file in manifest.files:
+        top, *rest = file.path.split("/")
+        for part, folder in _FOLDERS.items():
+            if top == folder and len(rest) > 2:
+                folders[part].add("/".join(rest[:2]))
+    told: dict[str, set[str]] = {part: {s.key for s in scans.scans if part in s.parts} for part in _FOLDERS}
+    for part in _FOLDERS:
+        yield from (f"{part}/{key}: is promised, but not there" for key in sorted(told[part] - folders[part]))
+        yield from (f"{part}/{key}: is there, but no scan" for key in sorted(folders[part] - told[part]))
+    keys = [scan.key for scan in scans.scans]
+    if len(set(keys)) != len(keys):
+        yield f"{SCANS_PATH}: lists a scan twice"
+    for scan in scans.scans:
+        if scan.key != f"{scan.subject}/{scan.expression}" or not is_pseudonym(scan.subject):
+            yield f"{SCANS_PATH}: {scan.key!r} is not made of a pseudonym and an expression"
+        if not scan.licence.strip():
+            yield f"{SCANS_PATH}: {scan.key} has no licence"
+        if not covers_release(scan.consent_scope):
+            yield f"{SCANS_PATH}: {scan.key} has no consent for release"
+
+
+def _model_faults(store: Store, scans: ReleasedScans, splits: ReleasedSplits) -> Iterator[str]:
+    path = f"{MODEL_FOLDER}/config.json"
+    try:
+        told = json.loads(store.get(path))
+        subjects, keys = set(told["subjects"]), set(told["scans"])
+    except (ValueError, KeyError, TypeError, FileNotFoundError) as error:
+        yield f"{path}: can't be read ({error})"
+        return
+    yield from (f"{path}: knows {name}, who is not on the train side" for name in sorted(subjects - set(splits.train)))
+    strangers = sorted(keys - {scan.key for scan in scans.scans})
+    yield from (f"{path}: knows {key}, which is no scan of the release" for key in strangers)
