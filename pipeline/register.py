@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pipeline.keys import subject_of
 from pipeline.register_config import RegisterConfig
@@ -19,20 +21,39 @@ from storage.manifest import Manifest
 
 
 def register_scan(
-    clean: Mesh, canonical: Registration | None, template: Template, config: RegisterConfig, seed: int = 0
+    clean: Mesh,
+    canonical: Registration | None,
+    template: Template,
+    config: RegisterConfig,
+    seed: int = 0,
+    start: NDArray[np.floating] | None = None,
+    threads: int = 1,
 ) -> Registration:
     """Register one scan: from the template, or from the person's canonical registration where there is one.
+
+    Args:
+        clean: world frame, mm.
+        canonical: the person's, or None where this scan is the canonical one.
+        template: the head to register.
+        config: of the step.
+        seed: of the search for the head, which happens only where ``start`` leads to none.
+        start: (4, 4) ``T_world_from_head`` where cleaning found the head.
+        threads: for queries of the scan; the result does not depend on it.
 
     Raises:
         ScanRejected: no head is found, or its size contradicts the told unit.
     """
+    lacks = (config.misfit_mm, config.misfit_range_mm)
     if canonical is None:
-        return register_canonical(clean, template, config.misfit_mm, config.misfit_range_mm, seed)
-    return register_expression(clean, canonical, template, config.misfit_mm, config.misfit_range_mm, seed)
+        return register_canonical(clean, template, *lacks, seed, threads, start=start)
+    return register_expression(clean, canonical, template, *lacks, seed, threads, start=start)
 
 
 def registration_to_files(registration: Registration, template: Template) -> dict[str, bytes]:
-    """``mesh.ply`` and ``frame.json`` of a registration."""
+    """``mesh.ply``, ``frame.json`` and ``scan_regions.npz`` of a registration.
+
+    The last holds ``region`` (v,) uint8, an index into ``REGIONS`` for each vertex of the clean scan's ``mesh.ply``.
+    """
     mesh = Mesh.of(
         registration.vertices_head_mm,
         template.mesh.faces,
@@ -44,11 +65,17 @@ def registration_to_files(registration: Registration, template: Template) -> dic
         "throat_plane": registration.throat_plane.tolist(),
         "expression": registration.expression.tolist(),
     }
-    return {"mesh.ply": mesh_to_ply(mesh), "frame.json": json.dumps(frame, indent=1).encode()}
+    regions = io.BytesIO()
+    np.savez_compressed(regions, region=registration.scan_region)
+    return {
+        "mesh.ply": mesh_to_ply(mesh),
+        "frame.json": json.dumps(frame, indent=1).encode(),
+        "scan_regions.npz": regions.getvalue(),
+    }
 
 
 def registration_from_files(mesh_ply: bytes, frame_json: bytes, where: str) -> Registration:
-    """Read a registration back."""
+    """Read a registration back, without the regions of its scan."""
     mesh, frame = mesh_from_ply(mesh_ply, where), json.loads(frame_json)
     return Registration(
         mesh.vertices.astype(np.float64),
@@ -70,9 +97,10 @@ def run_register(workspace: Workspace, key: str) -> Manifest:
     inputs = workspace.inputs("register", key)
     config: RegisterConfig = workspace.config.of_step("register")  # type: ignore[assignment]
     template = workspace.template()
-    clean = mesh_from_ply(workspace.read(workspace.accepted("clean", key), "mesh.ply"), f"clean/{key}/mesh.ply")
-    canonical = _canonical(workspace, key)
-    found = register_scan(clean, canonical, template, config, workspace.seed("register", key))
+    cleaned = workspace.accepted("clean", key)
+    clean = mesh_from_ply(workspace.read(cleaned, "mesh.ply"), f"clean/{key}/mesh.ply")
+    start = np.array(cleaned.extra("T_world_from_head"), np.float64)
+    found = register_scan(clean, _canonical(workspace, key), template, config, workspace.seed("register", key), start)
     return workspace.commit(
         "register",
         key,

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-STEP_VERSION = 1
+STEP_VERSION = 2
 
 
 class RegisterConfig(BaseModel):
@@ -30,6 +30,17 @@ class RegisterThresholds(BaseModel):
     max_fit_cost: float = Field(default=0.45, gt=0, le=1, description="loss of the linear fit; 1 is no match at all")
     max_flipped_share: float = Field(default=0.02, ge=0, le=1, description="face triangles turned over")
     max_stretched_share: float = Field(default=0.05, ge=0, le=1, description="face edges over 3 times or under a third")
+    max_crossing_share: float = Field(
+        default=0.05, ge=0, le=1, description="faces of the lips, or of the lids, that pass through others"
+    )
+    max_second_start_mm: float = Field(
+        default=2.5,
+        gt=0,
+        description="median distance between two starts' results that fit equally well, mm",
+    )
+    equal_cost: float = Field(
+        default=0.03, ge=0, le=1, description="a second start whose cost is higher by more than this is no rival"
+    )
     max_skull_mm: float = Field(
         default=1.5, gt=0, description="median distance of the canonical skull to another expression's scan, mm"
     )
@@ -50,9 +61,14 @@ def judge_register(figures: Mapping[str, Any], thresholds: RegisterThresholds) -
         ("fit_cost", thresholds.max_fit_cost, "the linear fit misses the scan"),
         ("flipped_share", thresholds.max_flipped_share, "triangles of the face are turned over"),
         ("stretched_share", thresholds.max_stretched_share, "edges of the face are stretched or crushed"),
+        ("lips_crossing_share", thresholds.max_crossing_share, "faces of the lips pass through each other"),
+        ("lids_crossing_share", thresholds.max_crossing_share, "faces of the lids pass through each other"),
     ):
         if figures[name] > limit:
             reasons.append(f"{what}: {figures[name]:.1%}, at most {limit:.1%}")
+    apart, limit = figures["second_start_mm"], thresholds.max_second_start_mm
+    if apart > limit and figures["second_start_cost"] < thresholds.equal_cost:
+        reasons.append(f"two starts end {apart:.1f} mm apart and fit equally well, at most {limit:g} mm")
     skull = figures.get("skull_disagreement_mm")
     if skull is not None and skull > thresholds.max_skull_mm:
         limit = thresholds.max_skull_mm

@@ -19,12 +19,14 @@ class Matches:
         normals: (n, 3) float64 the scan's, out of the surface.
         distance_mm: (n,) float64.
         weights: (n,) float64 from 0 (no match) to 1.
+        covered: (n,) bool, where the nearest place is no skin: what lies beneath was not seen.
     """
 
     points: NDArray[np.float64]
     normals: NDArray[np.float64]
     distance_mm: NDArray[np.float64]
     weights: NDArray[np.float64]
+    covered: NDArray[np.bool_]
 
 
 def match(
@@ -33,13 +35,15 @@ def match(
     normals: NDArray[np.floating],
     gate_mm: float,
     least_cosine: float,
+    skin: NDArray[np.bool_] | None = None,
 ) -> Matches:
-    """Match points to the nearest place of the scan, where that is near, faces the same way and was seen.
+    """Match points to the nearest place of the scan, where that is near, faces the same way, was seen and is skin.
 
     Args:
         points, normals: (n, 3) in the scan's frame, mm.
         gate_mm: matches further away count nothing.
         least_cosine: of the angle between the normals.
+        skin: (v,) which vertices of the scan are skin; all by default.
 
     The column ``observed`` of the scan's mesh (0 where the surface was filled in) is respected where there is one.
     """
@@ -52,4 +56,8 @@ def match(
     if "observed" in scan.mesh.attributes:
         seen = scan.interpolate(scan.mesh.attributes["observed"].astype(np.float64), found.faces, found.bary)
         weights[seen < 0.999] = 0
-    return Matches(found.points, normal, found.distance_mm, weights)
+    covered = np.zeros(len(weights), bool)
+    if skin is not None:
+        covered = scan.interpolate(skin.astype(np.float64), found.faces, found.bary) < 0.5
+        weights[covered] = 0
+    return Matches(found.points, normal, found.distance_mm, weights, covered)

@@ -24,6 +24,11 @@ def following(template: Template) -> NDArray[np.float64]:
     return _by_region(template, FOLLOWS, 0.2)
 
 
+def moving(template: Template) -> NDArray[np.float64]:
+    """Weight (n,) from 0 to 1 of each vertex that may differ between the scans of one person; 0 on the skull."""
+    return _by_region(template, {**FOLLOWS, "scalp": 0.0, "ears": 0.0}, 0.2)
+
+
 def softness(template: Template) -> NDArray[np.float64]:
     """Factor (n,) on the displacement that each vertex may take beyond the linear fit."""
     return _by_region(template, SOFTNESS, 1.0)

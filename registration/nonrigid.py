@@ -53,12 +53,14 @@ def follow_surface(
     weights: NDArray[np.float64],
     softness: NDArray[np.float64],
     levels: Sequence[Level],
+    skin: NDArray[np.bool_] | None = None,
 ) -> NDArray[np.float64]:
     """Move (n, 3) vertices onto a scan in the same frame.
 
     Args:
         weights: (n,) how much each vertex follows, 0 to 1.
         softness: (n,) factor on the spread of the displacement; below 1 where features are easily pulled apart.
+        skin: (v,) which vertices of the scan are skin; all by default.
 
     Returns:
         (n, 3) float64.
@@ -72,7 +74,7 @@ def follow_surface(
         move = np.zeros_like(base)
         for _ in range(level.iterations):
             placed = base + move
-            found = match(scan, placed, vertex_normals(placed, faces), level.gate_mm, 0.6)
+            found = match(scan, placed, vertex_normals(placed, faces), level.gate_mm, 0.6, skin)
             gap = ((found.points - placed) * found.normals).sum(1)
             robust = (level.robust_mm**2 / (level.robust_mm**2 + gap**2)) ** 2
             confidence = weights * found.weights * robust / level.noise_mm**2
@@ -82,6 +84,8 @@ def follow_surface(
     return base
 
 
-def final_matches(scan: SurfaceIndex, vertices: NDArray[np.float64], faces: NDArray[np.int32]) -> Matches:
+def final_matches(
+    scan: SurfaceIndex, vertices: NDArray[np.float64], faces: NDArray[np.int32], skin: NDArray[np.bool_] | None = None
+) -> Matches:
     """Where the moved vertices lie on the scan, by the strictest tests."""
-    return match(scan, vertices, vertex_normals(vertices, faces), 3.0, 0.7)
+    return match(scan, vertices, vertex_normals(vertices, faces), 3.0, 0.7, skin)

@@ -3,36 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.spatial.transform import Rotation
 
-from registration.alignment import Alignment, align_head
-from registration.basis_fit import COARSE, FINE, BasisFit, LinearModel, Misfit, fit_basis
-from registration.fit_vertices import carriers, following, softness, stable
-from registration.mesh import Mesh, face_normals, transform_points, vertex_normals
+from registration.alignment import Alignment, align_head, fitting_unit
+from registration.basis_fit import COARSE, FINE, BasisFit, LinearModel, Misfit, Pins, fit_basis
+from registration.crossings import crossing_faces, uncross
+from registration.fit_vertices import carriers, following, moving, softness
+from registration.landmarks import Landmarks
+from registration.mesh import Mesh, transform_points
 from registration.nonrigid import AFTER_BASIS, final_matches, follow_surface
+from registration.registration_figures import apart_mm, mesh_figures, opening_faces, region_figures, skull_figures
+from registration.scan_labels import ScanLabels, label_scan
 from registration.shape_modes import jaw_direction, jaw_mode, motion_modes, people_modes
 from registration.surface import SurfaceIndex
-from registration.template import REGIONS, Template
+from registration.template import Template
 from storage.errors import ScanRejected, one_line
 
 JAW_STARTS = (0.0, 0.35, 0.9)
 """How far open the mouth is tried: from a closed mouth, the lips of an open one lie in the wrong basin."""
+SECOND_START_TURN_DEG = (9.0, -9.0, 6.0)
+SECOND_START_SHIFT_MM = (4.0, 6.0, -6.0)
+"""Where a second fit starts, away from the first one in the head's frame: the answer must not depend on it."""
+CLEARLY_BETTER = 0.03
+"""A second fit whose cost is lower by this much is taken instead of the first."""
 MANY_MODES = 60
 """A template with fewer identity modes than this gets smooth ones beside them: few modes can't place lips and lids."""
 SMOOTH_MODES_LACK = (1.2, 20.0)
 """What smooth modes lack of a person or an expression, and over what distance it varies, mm."""
-UNIT_FACTORS = {
-    10.0: "ten times larger",
-    1000.0: "a thousand times larger",
-    100.0: "a hundred times larger",
-    0.1: "ten times smaller",
-    0.001: "a thousand times smaller",
-    0.01: "a hundred times smaller",
-}
+SCAN_NOISE_MM = 0.15
 
 
 @dataclass(frozen=True)
@@ -43,9 +46,11 @@ class Registration:
         vertices_head_mm: (n, 3) float64 in the head frame.
         T_world_from_head: (4, 4) float64 rigid, the same skull in the same place for all expressions of a person.
         residual_mm: (n,) float64 distance to the scan; nan where unobserved.
-        observed: (n,) bool whether the scan shows skin at this vertex.
+        observed: (n,) bool whether the scan shows skin at this vertex; under hair and worn things it doesn't.
         throat_plane: (4,) float64 head frame; n.x + d >= 0 keeps the head.
         expression: (e,) float64 coefficients of the template's expression modes, or of general ones, the jaw first.
+        scan_region: (v,) uint8 index into ``REGIONS`` for each vertex of the scan, hair and worn things told from skin;
+            empty where a registration was read back without its scan.
         figures: what the verdict is made from.
     """
 
@@ -55,7 +60,31 @@ class Registration:
     observed: NDArray[np.bool_]
     throat_plane: NDArray[np.float64]
     expression: NDArray[np.float64]
+    scan_region: NDArray[np.uint8] = field(default_factory=lambda: np.zeros(0, np.uint8))
     figures: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Task:
+    """One scan and the head that is to be brought onto it."""
+
+    scan: SurfaceIndex
+    template: Template
+    model: LinearModel
+    people: int  # modes of identity, before those of expression
+    lacks: tuple[float, float]  # what the modes lack, and over what distance it varies, mm
+    follows: NDArray[np.float64]  # how much each vertex follows the scan beyond the modes
+    landmarks: Landmarks | None
+
+
+@dataclass(frozen=True)
+class _LinearFit:
+    """The linear part: where the head is, in which shape, what covers it, and what a second start found."""
+
+    fit: BasisFit
+    shape: NDArray[np.float64]
+    labels: ScanLabels
+    figures: dict[str, float]
 
 
 def register_canonical(
@@ -65,6 +94,8 @@ def register_canonical(
     misfit_range_mm: float = 30.0,
     seed: int = 0,
     threads: int = 1,
+    landmarks: Landmarks | None = None,
+    start: NDArray[np.floating] | None = None,
 ) -> Registration:
     """Register the template to a person's canonical scan.
 
@@ -74,18 +105,21 @@ def register_canonical(
         misfit_mm, misfit_range_mm: what the template's linear modes lack of a person, and over what distance it varies.
         seed: of the search for the head.
         threads: for queries of the scan; the result does not depend on it.
+        landmarks: of the scan, world frame, mm: a start for the search, and a soft pull in the fit.
+        start: (4, 4) ``T_world_from_head`` where an earlier step found the head; where it is none, the search goes on.
 
     Raises:
         ScanRejected: no head is found, or its size contradicts the told unit.
     """
-    alignment = _aligned(clean, template, seed)
+    scan = SurfaceIndex(clean, threads)
+    alignment = _aligned(scan, template, seed, landmarks, start)
     known = len(template.identity_basis) >= MANY_MODES
     people = template.identity_basis if known else np.concatenate([template.identity_basis, people_modes(template)])
     moves = _moves(template, 1)
     model = _linear_model(template, template.mesh.vertices, people, moves, np.zeros(len(moves.basis)))
     lacks = (misfit_mm, misfit_range_mm) if known else SMOOTH_MODES_LACK
-    fit = _fit(clean, template, model, alignment, len(people), threads, lacks)
-    return _finish(clean, template, model, fit, alignment, len(people), threads)
+    task = _Task(scan, template, model, len(people), lacks, following(template), landmarks)
+    return _finish(task, alignment, _fit(task, alignment))
 
 
 def register_expression(
@@ -96,37 +130,47 @@ def register_expression(
     misfit_range_mm: float = 30.0,
     seed: int = 0,
     threads: int = 1,
+    landmarks: Landmarks | None = None,
+    start: NDArray[np.floating] | None = None,
 ) -> Registration:
     """Register the template to a further scan of a person whose canonical scan is registered.
 
-    The person's own head is the template now: only pose and expression are fitted, then what they leave.
+    The person's own head is the template now: only pose and expression are fitted, then what they leave on face, lips,
+    lids and neck. Scalp and ears stay the canonical ones.
 
     Raises:
         ScanRejected: no head is found.
     """
-    alignment = _aligned(clean, template, seed)
+    scan = SurfaceIndex(clean, threads)
+    alignment = _aligned(scan, template, seed, landmarks, start)
     moves = _moves(template, 100)
-    start = np.zeros(len(moves.basis))
-    start[: len(canonical.expression)] = canonical.expression
-    rest = canonical.vertices_head_mm - np.tensordot(start, moves.basis, 1)
-    model = _linear_model(template, rest, np.zeros((0, *rest.shape), np.float32), moves, start)
+    told = np.zeros(len(moves.basis))
+    told[: len(canonical.expression)] = canonical.expression
+    rest = canonical.vertices_head_mm - np.tensordot(told, moves.basis, 1)
+    model = _linear_model(template, rest, np.zeros((0, *rest.shape), np.float32), moves, told)
     lacks = (misfit_mm, misfit_range_mm) if len(template.expression_basis) else SMOOTH_MODES_LACK
-    fit = _fit(clean, template, model, alignment, 0, threads, lacks)
-    found = _finish(clean, template, model, fit, alignment, 0, threads)
-    skull = _skull_disagreement(clean, found, canonical, template, threads)
-    return Registration(**{**found.__dict__, "figures": {**found.figures, **skull}})
+    task = _Task(scan, template, model, 0, lacks, moving(template), landmarks)
+    found = _finish(task, alignment, _fit(task, alignment))
+    skull = skull_figures(
+        scan, found.T_world_from_head, found.observed, canonical.vertices_head_mm, canonical.observed, template
+    )
+    return replace(found, figures={**found.figures, **skull})
 
 
-def _aligned(clean: Mesh, template: Template, seed: int) -> Alignment:
-    normals = vertex_normals(clean.vertices, clean.faces)
-    alignment = align_head(clean.vertices, normals, template, seed)
+def _aligned(
+    scan: SurfaceIndex,
+    template: Template,
+    seed: int,
+    landmarks: Landmarks | None,
+    start: NDArray[np.floating] | None,
+) -> Alignment:
+    alignment = align_head(scan.vertices, scan.normals, template, seed, landmarks=landmarks, start=start)
     if alignment.accepted:
         return alignment
-    for factor, name in UNIT_FACTORS.items():
-        other = align_head(clean.vertices, normals, template, seed, (factor,))
-        if other.accepted:
-            why = f"a head fits if lengths are {name}"
-            raise ScanRejected(one_line("the told unit contradicts the head's size", "scan", why, "correct the unit"))
+    unit = fitting_unit(scan.vertices, scan.normals, template, seed)
+    if unit is not None:
+        why = f"a head fits if lengths are {unit}"
+        raise ScanRejected(one_line("the told unit contradicts the head's size", "scan", why, "correct the unit"))
     raise ScanRejected(one_line("no head was found", "scan", alignment.reason, "look at the clean scan's picture"))
 
 
@@ -170,58 +214,81 @@ def _linear_model(
     )
 
 
-def _fit(
-    clean: Mesh,
-    template: Template,
-    model: LinearModel,
-    alignment: Alignment,
-    people: int,
-    threads: int,
-    lacks: tuple[float, float],
-) -> BasisFit:
-    """Pose and coefficients, from several openings of the mouth."""
-    scan = SurfaceIndex(clean.transformed(np.linalg.inv(alignment.T_world_from_head)), threads)
+def _fit(task: _Task, alignment: Alignment) -> _LinearFit:
+    """Pose and coefficients, from several openings of the mouth, and once more from a second place."""
+    template, model, scan = task.template, task.model, task.scan
+    pins = None if task.landmarks is None else _pins(template, task.landmarks)
     rough, fine = carriers(template, 2.2), carriers(template, 1.25)
     weights = following(template)
-    loose = Misfit.over(model.vertices, rough, weights, *lacks, 0.15)
-    tight = Misfit.over(model.vertices, fine, weights, *lacks, 0.15)
-    few = min(people, 40)
-    coarse = model.subset(np.r_[np.arange(few), np.arange(people, len(model.basis))])
-    best: BasisFit | None = None
-    for opening in JAW_STARTS:
-        start = np.zeros(len(coarse.basis))
-        start[few:] = opening * jaw_direction(template, len(start) - few)
-        tried = fit_basis(scan, coarse, loose, BasisFit(np.eye(4), start, np.zeros(len(rough)), 1.0), COARSE)
-        if best is None or tried.cost < best.cost:
-            best = tried
-    assert best is not None
-    c = np.zeros(len(model.basis))
-    c[:few], c[people:] = best.coefficients[:few], best.coefficients[few:]
-    return fit_basis(scan, model, tight, BasisFit(best.T_scan_from_head, c, np.zeros(len(fine)), best.cost), FINE)
+    loose = Misfit.over(model.vertices, rough, weights, *task.lacks, SCAN_NOISE_MM)
+    tight = Misfit.over(model.vertices, fine, weights, *task.lacks, SCAN_NOISE_MM)
+    few = min(task.people, 40)
+    coarse = model.subset(np.r_[np.arange(few), np.arange(task.people, len(model.basis))])
+
+    def tried(T: NDArray[np.float64], opening: float) -> BasisFit:
+        c = np.zeros(len(coarse.basis))
+        c[few:] = opening * jaw_direction(template, len(c) - few)
+        return fit_basis(scan, coarse, loose, BasisFit(T, c, np.zeros(len(rough)), 1.0), COARSE, pins)
+
+    def refined(found: BasisFit, misfit: Misfit, labels: ScanLabels) -> BasisFit:
+        c = np.zeros(len(model.basis))
+        c[:few], c[task.people :] = found.coefficients[:few], found.coefficients[few:]
+        begin = BasisFit(found.T_scan_from_head, c, np.zeros(len(misfit.pick)), found.cost)
+        return fit_basis(scan, model, misfit, begin, FINE, pins, labels.skin)
+
+    first = min((tried(alignment.T_world_from_head, opening) for opening in JAW_STARTS), key=lambda fit: fit.cost)
+    labels = label_scan(scan, first.T_scan_from_head, coarse.shape(first.coefficients), template)
+    best = refined(first, tight, labels)
+    second = tried(alignment.T_world_from_head @ _second_start(), JAW_STARTS[1])
+    other = refined(second, loose, labels)
+    figures = {"second_start_mm": _between(best, other, task), "second_start_cost": other.cost - best.cost}
+    if other.cost < best.cost - CLEARLY_BETTER:
+        labels = label_scan(scan, second.T_scan_from_head, coarse.shape(second.coefficients), template)
+        best = refined(second, tight, labels)
+    shape = model.shape(best.coefficients)
+    return _LinearFit(best, shape, label_scan(scan, best.T_scan_from_head, shape, template), figures)
 
 
-def _finish(
-    clean: Mesh,
-    template: Template,
-    model: LinearModel,
-    fit: BasisFit,
-    alignment: Alignment,
-    people: int,
-    threads: int,
-) -> Registration:
+def _second_start() -> NDArray[np.float64]:
+    T = np.eye(4)
+    T[:3, :3] = Rotation.from_euler("xyz", SECOND_START_TURN_DEG, degrees=True).as_matrix()
+    T[:3, 3] = SECOND_START_SHIFT_MM
+    return T
+
+
+def _between(a: BasisFit, b: BasisFit, task: _Task) -> float:
+    first, second = (transform_points(fit.T_scan_from_head, task.model.shape(fit.coefficients)) for fit in (a, b))
+    return apart_mm(first, second, task.template)
+
+
+def _pins(template: Template, landmarks: Landmarks) -> Pins:
+    known = landmarks.known
+    return Pins(template.landmarks[known].astype(np.int64), landmarks.points_mm[known], landmarks.spread_mm[known])
+
+
+def _finish(task: _Task, alignment: Alignment, found: _LinearFit) -> Registration:
     """The non-rigid part and the figures."""
-    T = alignment.T_world_from_head @ fit.T_scan_from_head
-    scan = SurfaceIndex(clean.transformed(np.linalg.inv(T)), threads)
+    template, scan, T = task.template, task.scan, found.fit.T_scan_from_head
     faces = template.mesh.faces
-    linear = model.shape(fit.coefficients)
-    vertices = follow_surface(scan, linear, faces, following(template), softness(template), AFTER_BASIS)
-    found = final_matches(scan, vertices, faces)
-    observed = found.weights > 0.3
-    residual = np.where(observed, found.distance_mm, np.nan)
-    expression = fit.coefficients[people:]
-    figures = {"align_score": alignment.score, "fit_cost": fit.cost}
-    figures |= _figures(template, linear, vertices, residual, observed)
-    return Registration(vertices, T, residual, observed, throat_plane(vertices, template), expression, figures)
+    linear = transform_points(T, found.shape)
+    placed = follow_surface(scan, linear, faces, task.follows, softness(template), AFTER_BASIS, found.labels.skin)
+    for region in ("lips", "eyes"):
+        among = opening_faces(template, region)
+        placed = uncross(placed, linear, faces, among, crossing_faces(linear, faces, among))
+    matches = final_matches(scan, placed, faces, found.labels.skin)
+    observed = matches.weights > 0.3
+    residual = np.where(observed, matches.distance_mm, np.nan)
+    vertices = transform_points(np.linalg.inv(T), placed)
+    figures: dict[str, Any] = {"align_score": alignment.score, "fit_cost": found.fit.cost, **found.figures}
+    figures["face_covered"] = float((matches.covered & (matches.distance_mm < 15.0))[template.face_mask].mean())
+    figures |= region_figures(template, residual, observed) | mesh_figures(template, found.shape, vertices)
+    if task.landmarks is not None and len(task.landmarks.known):
+        away = task.landmarks.points_mm - placed[template.landmarks]
+        figures["landmarks_told"] = len(task.landmarks.known)
+        figures["landmarks_median_mm"] = float(np.nanmedian(np.linalg.norm(away, axis=1)))
+    expression = found.fit.coefficients[task.people :]
+    plane = throat_plane(vertices, template)
+    return Registration(vertices, T, residual, observed, plane, expression, found.labels.region, figures)
 
 
 def throat_plane(vertices: NDArray[np.floating], template: Template) -> NDArray[np.float64]:
@@ -232,46 +299,6 @@ def throat_plane(vertices: NDArray[np.floating], template: Template) -> NDArray[
     plane = np.append(normal, -normal @ a)
     nose = vertices[template.landmarks[30]]
     return plane if normal @ nose + plane[3] >= 0 else -plane
-
-
-def _figures(
-    template: Template,
-    linear: NDArray[np.float64],
-    vertices: NDArray[np.float64],
-    residual: NDArray[np.float64],
-    observed: NDArray[np.bool_],
-) -> dict[str, Any]:
-    faces = template.mesh.faces
-    region = np.array(REGIONS)[template.regions]
-    out: dict[str, Any] = {}
-    for name, mask in {"face": template.face_mask, **{n: region == n for n in np.unique(region)}}.items():
-        values = residual[mask & observed]
-        out[f"{name}_observed"] = float(observed[mask].mean())
-        out[f"{name}_residual_median_mm"] = float(np.median(values)) if len(values) else None
-        out[f"{name}_residual_p95_mm"] = float(np.percentile(values, 95)) if len(values) else None
-    before, after = face_normals(linear, faces), face_normals(vertices, faces)
-    in_face = template.face_mask[faces].all(1)
-    out["flipped_share"] = float(((before * after).sum(1) < 0)[in_face].mean())
-    edge = faces[in_face][:, [0, 1, 1, 2, 2, 0]].reshape(-1, 2)
-    rest = np.linalg.norm(template.mesh.vertices[edge[:, 0]] - template.mesh.vertices[edge[:, 1]], axis=1)
-    now = np.linalg.norm(vertices[edge[:, 0]] - vertices[edge[:, 1]], axis=1)
-    ratio = now / np.maximum(rest, 0.1)
-    out["stretched_share"] = float(((ratio > 3) | (ratio < 1 / 3)).mean())
-    out["moved_median_mm"] = float(np.median(np.linalg.norm(vertices - linear, axis=1)[template.face_mask]))
-    return out
-
-
-def _skull_disagreement(
-    clean: Mesh, found: Registration, canonical: Registration, template: Template, threads: int
-) -> dict[str, float]:
-    """How far the canonical head lies from this scan where no expression moves it."""
-    scan = SurfaceIndex(clean.transformed(np.linalg.inv(found.T_world_from_head)), threads)
-    pick = stable(template) & canonical.observed & found.observed
-    if pick.sum() < 50:
-        return {"skull_disagreement_mm": 0.0, "skull_seen": float(pick.sum())}
-    place = scan.closest(canonical.vertices_head_mm[pick])
-    gap = ((place.points - canonical.vertices_head_mm[pick]) * scan.normals_at(place.faces, place.bary)).sum(1)
-    return {"skull_disagreement_mm": float(np.median(np.abs(gap))), "skull_seen": float(pick.sum())}
 
 
 def registration_in_world(registration: Registration) -> NDArray[np.float64]:

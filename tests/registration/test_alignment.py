@@ -5,8 +5,9 @@ import open3d as o3d
 import pytest
 from scipy.spatial.transform import Rotation
 
-from registration.alignment import align_head, even_rotations
+from registration.alignment import align_head
 from registration.mesh import sample_surface, transform_points, vertex_normals
+from registration.pose_search import even_rotations
 from registration.procedural_head import head_template
 
 
