@@ -13,7 +13,7 @@ from importlib.metadata import version
 
 from cyclopts import App, CycloptsError
 
-from flows.commands import models, outside, steps, workspaces
+from flows.commands import models, outside, steps, templates, workspaces
 from flows.console import Exit, Output, Reply, write_error, write_reply
 from flows.logs import report_crashes
 from storage.errors import ConfigError, NphmError
@@ -28,7 +28,7 @@ app = App(
 VERBS: tuple[Callable[..., Reply] | App, ...] = (
     workspaces.simulate,
     workspaces.init,
-    workspaces.template,
+    templates.template,
     workspaces.ingest,
     steps.plan,
     steps.run,

@@ -2,21 +2,48 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from numpy.typing import NDArray
 
+from registration.template import REGIONS, Template
 from storage.errors import ConfigError, one_line
 
 DEFAULT_PAIRS = {39: 16, 65: 30}
 """Mirrored pairs of the paper's two layouts; other counts take two fifths."""
 
 
+def with_anchors(template: Template, count: int = 39, pairs: int | None = None) -> Template:
+    """The template with this layout of anchors: a function of the template, their number and their pairs alone.
+
+    None stands below the throat or in the openings of mouth and eyes; see ``choose_anchors``.
+
+    Args:
+        template: with face mask, regions, mirror map, throat and landmarks.
+        count: number of anchors K.
+        pairs: number of mirrored pairs P; by default 16 of 39, 30 of 65, else two fifths.
+
+    Raises:
+        ConfigError: the template has too few vertices for the layout.
+    """
+    pairs = DEFAULT_PAIRS.get(count, (2 * count) // 5) if pairs is None else pairs
+    v = template.mesh.vertices.astype(np.float64)
+    region = template.regions
+    inside = ~template.face_mask & np.isin(region, [REGIONS.index("lips"), REGIONS.index("eyes")])
+    lips_back_mm = v[template.landmarks[48:60], 2].min()
+    inside |= (region == REGIONS.index("lips")) & (v[:, 2] < lips_back_mm)
+    throat_mm = float(v[template.throat, 1].mean())
+    density = anchor_density(v, template.face_mask, throat_mm, inside)
+    return replace(template, anchors=choose_anchors(v, template.mirror, density, count, pairs), anchor_pairs=pairs)
+
+
 def choose_anchors(
     vertices_mm: NDArray[np.floating],
     mirror: NDArray[np.integer],
     density: NDArray[np.floating],
-    count: int = 39,
-    pairs: int | None = None,
+    count: int,
+    pairs: int,
 ) -> NDArray[np.int32]:
     """Choose anchors by symmetric farthest points.
 
@@ -28,7 +55,7 @@ def choose_anchors(
         mirror: (n,) the vertex on the other side; its own on the middle line.
         density: (n,) relative density of anchors; 0 where none may stand.
         count: number of anchors K.
-        pairs: number of mirrored pairs P; by default 16 of 39, 30 of 65, else two fifths.
+        pairs: number of mirrored pairs P.
 
     Returns:
         (K,) int32 vertices: pairs first and interleaved (the one at -x, then its mirror image), then the middle ones.
@@ -36,7 +63,6 @@ def choose_anchors(
     Raises:
         ConfigError: the template has too few vertices of a kind for the layout.
     """
-    pairs = DEFAULT_PAIRS.get(count, (2 * count) // 5) if pairs is None else pairs
     middle = count - 2 * pairs
     if count < 1 or pairs < 0 or middle < 0:
         raise ConfigError(one_line(f"{count} anchors can't hold {pairs} pairs", "anchors", "", "ask for fewer pairs"))

@@ -22,11 +22,13 @@ LEAST_FOR_POSE = 6
 POSE_SPREAD_MM = 10.0
 """How far a person's landmarks lie from a template's in the right pose."""
 
-MIRRORED = np.concatenate(
-    [np.arange(16, -1, -1), np.arange(26, 16, -1), [27, 28, 29, 30, 35, 34, 33, 32, 31]]
-    + [[45, 44, 43, 42, 47, 46, 39, 38, 37, 36, 41, 40]]
-    + [[54, 53, 52, 51, 50, 49, 48, 59, 58, 57, 56, 55], [64, 63, 62, 61, 60, 67, 66, 65]]
-)
+MIRRORED: NDArray[np.int64] = np.array(
+    [
+        *range(16, -1, -1), *range(26, 16, -1), *range(27, 31), *range(35, 30, -1),
+        45, 44, 43, 42, 47, 46, 39, 38, 37, 36, 41, 40,
+        *range(54, 47, -1), *range(59, 54, -1), 64, 63, 62, 61, 60, 67, 66, 65,
+    ]
+)  # fmt: skip
 """(68,) the landmark on the other side of the face; its own number in the middle."""
 
 NAMES: Mapping[str, int] = {

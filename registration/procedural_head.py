@@ -8,7 +8,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from registration.anchors import anchor_density, choose_anchors
+from registration.anchors import with_anchors
 from registration.mesh import Mesh
 from registration.procedural_ears import ear_coordinates
 from registration.procedural_expressions import EXPRESSIONS, motion_basis, posed
@@ -50,17 +50,13 @@ def head_template() -> Template:
     for slit in (grid.right_eye, grid.left_eye):
         regions[slit.rings] = EYES
     throat = find_throat(rest)
-    lining = np.zeros(grid.count, bool)
-    for slit in (grid.mouth, grid.right_eye, grid.left_eye):
-        lining[slit.rings] = True
-    density = anchor_density(rest, face_mask, float(rest[throat, 1].mean()), lining)
     names, motions = motion_basis(rest)
     template = Template(
         name="procedural",
         mesh=Mesh.of(rest, grid.faces),
         landmarks=landmarks,
-        anchors=choose_anchors(rest, grid.mirror, density),
-        anchor_pairs=16,
+        anchors=np.zeros(0, np.int32),
+        anchor_pairs=0,
         regions=regions,
         face_mask=face_mask,
         mirror=grid.mirror,
@@ -69,6 +65,7 @@ def head_template() -> Template:
         expression_basis=motions.astype(np.float32),
         expression_names=names,
     )
+    template = with_anchors(template)
     template.check("procedural template")
     return template
 

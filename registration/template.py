@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import io
 import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,8 +33,10 @@ class Template:
         mirror: (n,) int32 the vertex on the other side; its own on the middle line.
         throat: (3,) int32 vertices that span the throat plane.
         identity_basis: (I, n, 3) float32 mm per unit of a coefficient with unit spread; I may be 0.
-        expression_basis: (E, n, 3) float32 mm at full expression (coefficients 0 to 1); E may be 0.
+        expression_basis: (E, n, 3) float32 mm at full expression (a coefficient of 1); E may be 0.
         expression_names: name of each expression mode.
+        expression_low: (E,) float32 least coefficient of each: 0 where a mode goes one way, -1 where it has either
+            sign; empty where all are 0.
     """
 
     name: str
@@ -48,10 +51,12 @@ class Template:
     identity_basis: NDArray[np.float32]
     expression_basis: NDArray[np.float32]
     expression_names: tuple[str, ...] = ()
+    expression_low: NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32))
 
     def to_bytes(self) -> bytes:
         """Encode as an npz without pickle. Same template, same bytes."""
         out = io.BytesIO()
+        signed: dict[str, Any] = {"expression_low": self.expression_low} if self.expression_low.any() else {}
         np.savez(
             out,
             name=np.array(self.name),
@@ -67,6 +72,7 @@ class Template:
             identity_basis=self.identity_basis.astype(np.float16),
             expression_basis=self.expression_basis.astype(np.float16),
             expression_names=np.array(self.expression_names, dtype=np.str_),
+            **signed,
         )
         return out.getvalue()
 
@@ -93,9 +99,10 @@ class Template:
                 parts["identity_basis"].astype(np.float32),
                 parts["expression_basis"].astype(np.float32),
                 tuple(parts["expression_names"].tolist()),
+                parts.get("expression_low", np.zeros(0, np.float32)),
             )
         except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
-            remedy = "make it with 'nphm template import-mesh' or 'import-ict'"
+            remedy = "make it with 'nphm template import-mesh', 'import-ict' or 'import-flame'"
             raise ConfigError(one_line("is no template", where, str(error), remedy)) from error
         template.check(where)
         return template
@@ -119,6 +126,11 @@ class Template:
         for part, basis in (("identity_basis", self.identity_basis), ("expression_basis", self.expression_basis)):
             if basis.shape[1:] != (n, 3):
                 raise ConfigError(one_line(f"{part} is {basis.shape}", where, f"{n} vertices", "import it again"))
+
+        modes = len(self.expression_basis)
+        if len(self.expression_names) not in (0, modes) or len(self.expression_low) not in (0, modes):
+            why = f"{len(self.expression_names)} names, {len(self.expression_low)} bounds"
+            raise ConfigError(one_line(f"has {modes} expression modes", where, why, "import it again"))
 
     def digest(self) -> str:
         """SHA-256 of the encoded template."""

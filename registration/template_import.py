@@ -1,4 +1,4 @@
-"""Templates from outside: the ICT face model, or any mesh with 68 landmarks."""
+"""Templates from outside: the ICT face model, or any head mesh."""
 
 from __future__ import annotations
 
@@ -9,14 +9,13 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.interpolate import RBFInterpolator
-from scipy.spatial import cKDTree
 
-from registration.anchors import anchor_density, choose_anchors
+from registration.anchors import with_anchors
 from registration.mesh import Mesh, mesh_from_ply
-from registration.procedural_head import head_template
 from registration.template import Template
-from registration.template_regions import LIPS, find_regions, find_throat, mirror_closest, mirror_map
+from registration.template_landmarks import find_marked, read_marked
+from registration.template_making import make_template
+from registration.template_regions import find_regions, find_throat, mirror_map
 from storage.errors import ConfigError, ScanRejected, one_line
 from storage.obj import read_obj
 
@@ -28,8 +27,6 @@ MAX_NPZ_BYTES = 512 * 1024**2
 MAX_MESH_BYTES = 256 * 1024**2
 MAX_LANDMARKS_BYTES = 1024**2
 MAX_VERTICES = 200_000
-FURTHEST_LANDMARK_MM = 5.0
-"""A landmark given as a point must lie this close to a vertex."""
 
 
 def import_ict(path: Path) -> Template:
@@ -140,40 +137,46 @@ def _ict_template(
         faces = np.concatenate([polygons[:, :3], polygons[polygons[:, 3] >= 0][:, [0, 2, 3]]])
     mesh = Mesh.of(neutral, faces)
     face_mask = np.arange(ICT_SKIN_VERTICES) < ICT_FACE_VERTICES
-    mirror = mirror_map(mesh.vertices, where)
+    mirror = mirror_map(mesh.vertices)
+    if mirror is None:
+        why = "its two sides are no images of one another"
+        raise ConfigError(one_line("is no ICT model", where, why, "name an ICT-FaceKit folder or its npz"))
     regions = find_regions(mesh.vertices, mesh.vertices[landmarks], face_mask)
-    throat = find_throat(mesh.vertices)
-    inside_mouth = (regions == LIPS) & (mesh.vertices[:, 2] < mesh.vertices[landmarks[48:60], 2].min())
-    density = anchor_density(mesh.vertices, face_mask, float(mesh.vertices[throat, 1].mean()), inside_mouth)
     template = Template(
         name="ict",
         mesh=mesh,
         landmarks=landmarks.astype(np.int32),
-        anchors=choose_anchors(mesh.vertices, mirror, density),
-        anchor_pairs=16,
+        anchors=np.zeros(0, np.int32),
+        anchor_pairs=0,
         regions=regions,
         face_mask=face_mask,
         mirror=mirror,
-        throat=throat,
+        throat=find_throat(mesh.vertices),
         identity_basis=identity.astype(np.float32),
         expression_basis=expression.astype(np.float32),
         expression_names=names,
     )
+    template = with_anchors(template)
     template.check(where)
     return template
 
 
-def import_mesh(mesh: Path, landmarks: Path | None) -> Template:
+def import_mesh(mesh: Path, landmarks: Path | None, unit: str | None = None) -> Template:
     """Read a head mesh and its landmarks as a template, see ``mesh_template``.
 
     Raises:
         ConfigError: a file is missing, too large, or can't be used.
     """
-    told = None if landmarks is None else _read_file(Path(landmarks), MAX_LANDMARKS_BYTES)
-    return mesh_template(_read_file(Path(mesh), MAX_MESH_BYTES), told, str(mesh))
+    told = None if landmarks is None else read_bounded(Path(landmarks), MAX_LANDMARKS_BYTES)
+    return mesh_template(read_bounded(Path(mesh), MAX_MESH_BYTES), told, str(mesh), unit)
 
 
-def _read_file(path: Path, most_bytes: int) -> bytes:
+def read_bounded(path: Path, most_bytes: int) -> bytes:
+    """The content of a file that the user names.
+
+    Raises:
+        ConfigError: it is not there, or larger than it may be.
+    """
     if not path.is_file():
         raise ConfigError(one_line("is not there", str(path), "", "check the path"))
     if path.stat().st_size > most_bytes:
@@ -181,24 +184,23 @@ def _read_file(path: Path, most_bytes: int) -> bytes:
     return path.read_bytes()
 
 
-def mesh_template(data: bytes, landmarks_json: bytes | None, where: str = "template mesh") -> Template:
-    """Make a template of any head mesh and its 68 landmarks.
+def mesh_template(
+    data: bytes, landmarks_json: bytes | None, where: str = "template mesh", unit: str | None = None
+) -> Template:
+    """Make a template of any head mesh.
 
-    The landmarks bring the mesh into the head frame; the embedded template, bent onto it by them, lends face and
-    regions. The template gets no modes; registration then works without a basis.
+    The template gets no modes; registration then works without a basis.
 
     Args:
-        data: a PLY or OBJ file; mm, cm or m, which the landmarks tell apart.
-        landmarks_json: a list of 68 vertex numbers or points (x, y, z) in the usual order, or an object that holds it
-            as ``landmarks``.
+        data: a PLY or OBJ file.
+        landmarks_json: its 68 landmarks, see ``template_landmarks.read_marked``; without them they are found by
+            registering the embedded head.
         where: name of the mesh, for messages.
+        unit: mm, cm or m; found where it is not told.
 
     Raises:
-        ConfigError: no landmarks are given, or the mesh or the landmarks can't be used.
+        ConfigError: the mesh or the landmarks can't be used.
     """
-    if landmarks_json is None:
-        why = "a template needs its 68 landmarks"
-        raise ConfigError(one_line("no landmarks are given", where, why, "name a JSON file with --landmarks"))
     try:
         mesh = mesh_from_ply(data, where) if data.startswith(b"ply") else _obj_mesh(data, where)
     except ScanRejected as error:
@@ -206,81 +208,16 @@ def mesh_template(data: bytes, landmarks_json: bytes | None, where: str = "templ
     if not 500 <= len(mesh.vertices) <= MAX_VERTICES or len(mesh.faces) == 0:
         why = f"{len(mesh.vertices)} vertices, {len(mesh.faces)} faces; 500 to {MAX_VERTICES} vertices are wanted"
         raise ConfigError(one_line("is no template mesh", where, why, "give a head mesh of a template's size"))
-    landmarks, to_mm = _read_landmarks(landmarks_json, mesh.vertices.astype(np.float64), where)
-    own = head_template()
-    own_points = own.mesh.vertices[own.landmarks].astype(np.float64)
-    placed = mesh.vertices.astype(np.float64) * to_mm
-    placed = _onto_landmarks(placed, placed[landmarks], own_points, where)
-    bend = RBFInterpolator(own_points, placed[landmarks], kernel="thin_plate_spline", smoothing=1.0)
-    nearest = np.atleast_1d(cKDTree(bend(own.mesh.vertices.astype(np.float64))).query(placed)[1])
-    face_mask, regions = own.face_mask[nearest], own.regions[nearest]
-    try:
-        mirror = mirror_map(placed, where)
-    except ConfigError:  # scanned or sculpted heads are not symmetric; anchors then pair up with the closest vertex
-        mirror = mirror_closest(placed)
-        near_middle = np.abs(placed[:, 0]) < 2.0
-        mirror[near_middle] = np.flatnonzero(near_middle)
-    throat = find_throat(placed, float(placed[landmarks[8], 1]) - 22.0)
-    template = Template(
-        name=Path(where).stem,
-        mesh=Mesh.of(placed, mesh.faces),
-        landmarks=landmarks,
-        anchors=choose_anchors(placed, mirror, anchor_density(placed, face_mask, float(placed[throat, 1].mean()))),
-        anchor_pairs=16,
-        regions=regions,
-        face_mask=face_mask,
-        mirror=mirror,
-        throat=throat,
-        identity_basis=np.zeros((0, len(placed), 3), np.float32),
-        expression_basis=np.zeros((0, len(placed), 3), np.float32),
-    )
-    template.check(where)
-    return template
+    if not np.isfinite(mesh.vertices).all():
+        raise ConfigError(one_line("has vertices that are nowhere", where, "not finite", "export it again"))
+    if landmarks_json is None:
+        marked = find_marked(mesh, where, unit)
+    else:
+        marked = read_marked(landmarks_json, mesh.vertices, where, unit)
+    in_mm = mesh.with_vertices(mesh.vertices * np.float32(marked.unit_to_mm))
+    return make_template(Path(where).stem, in_mm, marked.vertices, where)
 
 
 def _obj_mesh(data: bytes, where: str) -> Mesh:
     found = read_obj(data, where)
     return Mesh.of(found.vertices, found.triangles)
-
-
-def _read_landmarks(text: bytes, vertices: NDArray[np.float64], where: str) -> tuple[NDArray[np.int32], float]:
-    """The vertices of the landmarks, and the mesh's unit in mm by the distance of the eyes' outer corners."""
-    remedy = "give a list of 68 vertex numbers or points"
-    try:
-        told = json.loads(text)
-        told = told["landmarks"] if isinstance(told, dict) else told
-        values = np.asarray(told, np.float64)
-    except (ValueError, KeyError, TypeError) as error:
-        raise ConfigError(one_line("landmarks can't be read", where, str(error), remedy)) from error
-    if values.shape not in {(68,), (68, 3)} or not np.isfinite(values).all():
-        raise ConfigError(one_line(f"landmarks have the shape {values.shape}", where, "", remedy))
-    index = values.astype(np.int64) if values.ndim == 1 else np.atleast_1d(cKDTree(vertices).query(values)[1])
-    if index.min() < 0 or index.max() >= len(vertices):
-        raise ConfigError(one_line("landmarks name vertices that are not there", where, f"of {len(vertices)}", remedy))
-    eyes = float(np.linalg.norm(vertices[index[36]] - vertices[index[45]]))
-    fits = [unit for unit in (1.0, 10.0, 1000.0) if 60.0 < eyes * unit < 130.0]
-    if not fits:
-        why = f"the eyes' outer corners lie {eyes:g} apart"
-        raise ConfigError(
-            one_line("has no known unit", where, why, "give the mesh in mm, cm or m and check the landmarks")
-        )
-    if values.ndim == 2:
-        far = float(np.linalg.norm(vertices[index] - values, axis=1).max()) * fits[0]
-        if far > FURTHEST_LANDMARK_MM:
-            raise ConfigError(one_line(f"a landmark lies {far:.1f} mm off the mesh", where, "", "check the landmarks"))
-    return index.astype(np.int32), fits[0]
-
-
-def _onto_landmarks(
-    points: NDArray[np.float64], source: NDArray[np.float64], target: NDArray[np.float64], where: str
-) -> NDArray[np.float64]:
-    """Move points rigidly so that the source landmarks fit the target ones."""
-    a, b = source - source.mean(0), target - target.mean(0)
-    u, _, vt = np.linalg.svd(a.T @ b)
-    flip = np.diag([1.0, 1.0, np.sign(np.linalg.det(u @ vt))])
-    R = (u @ flip @ vt).T
-    misfit = float(np.sqrt(((a @ R.T - b) ** 2).sum(1).mean()))
-    if misfit > 20.0:
-        why = f"they miss a head's by {misfit:.0f} mm on average"
-        raise ConfigError(one_line("landmarks are no head's", where, why, "check their order, right before left"))
-    return (points - source.mean(0)) @ R.T + target.mean(0)

@@ -13,27 +13,25 @@ FACE, SCALP, EARS, NECK, LIPS, EYES = (
     REGIONS.index(name) for name in ("face", "scalp", "ears", "neck", "lips", "eyes")
 )
 
+LEAST_IN_BAND = 12
+"""So many vertices about the throat's height are enough to span its plane."""
 
-def mirror_map(vertices_mm: NDArray[np.floating], where: str, tolerance_mm: float = 1.0) -> NDArray[np.int32]:
+
+def mirror_map(vertices_mm: NDArray[np.floating], tolerance_mm: float = 1.0) -> NDArray[np.int32] | None:
     """Find each vertex's mirror image across x = 0.
 
     Args:
-        vertices_mm: (n, 3) head frame, of a symmetric template.
-        where: the template's name, for the message.
+        vertices_mm: (n, 3) head frame.
         tolerance_mm: furthest allowed distance between a vertex's image and the vertex found.
 
     Returns:
-        (n,) int32, an involution; vertices on the middle line name themselves.
-
-    Raises:
-        ConfigError: the template isn't symmetric enough.
+        (n,) int32, an involution; vertices on the middle line name themselves. None where the template isn't symmetric
+        vertex by vertex.
     """
     vertices = np.asarray(vertices_mm, np.float64)
     distance, mirror = (np.atleast_1d(x) for x in cKDTree(vertices).query(vertices * [-1.0, 1.0, 1.0]))
-    paired = mirror[mirror] == np.arange(len(vertices))
-    if distance.max() > tolerance_mm or not paired.all():
-        why = f"a vertex's image lies {distance.max():.2f} mm from any other, {int((~paired).sum())} have no partner"
-        raise ConfigError(one_line("template is not symmetric", where, why, "give a template in a symmetric rest pose"))
+    if distance.max() > tolerance_mm or (mirror[mirror] != np.arange(len(vertices))).any():
+        return None
     return mirror.astype(np.int32)
 
 
@@ -84,8 +82,11 @@ def find_throat(vertices_mm: NDArray[np.floating], height_mm: float = -98.0) -> 
         (3,) int32: in front, behind on the head's left, behind on its right; their winding's normal points up.
     """
     v = np.asarray(vertices_mm, np.float64)
-    band = np.flatnonzero(np.abs(v[:, 1] - height_mm) < 8.0)
-    if len(band) < 3:
+    away = np.abs(v[:, 1] - height_mm)
+    # A coarse mesh has few vertices at one height: the band widens until it holds some all around.
+    bands = (np.flatnonzero(away < half_mm) for half_mm in (8.0, 14.0, 20.0))
+    band = next((b for b in bands if len(b) >= LEAST_IN_BAND), np.zeros(0, np.int64))
+    if not len(band):
         raise ConfigError(
             one_line(f"has no neck at y = {height_mm:g} mm", "template", "", "give a template with a neck")
         )

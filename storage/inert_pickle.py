@@ -133,9 +133,9 @@ def _run(data: bytes) -> Any:
         elif name in _VALUES:
             stack.append(arg)
         elif name in _PUTS:
-            memo[len(memo) if name == "MEMOIZE" else arg] = stack[-1]
+            memo[len(memo) if name == "MEMOIZE" else int(arg)] = stack[-1]  # type: ignore[arg-type]
         elif name in _GETS:
-            stack.append(memo[arg])
+            stack.append(memo[int(arg)])  # type: ignore[arg-type]
         elif name == "GLOBAL":
             module, _, attribute = str(arg).partition(" ")
             stack.append(_named(module, attribute))

@@ -1,4 +1,4 @@
-"""Verbs that bring something in: simulated captures, a workspace, a template, sessions; and the documents' schemas."""
+"""Verbs that bring something in: simulated captures, a workspace, sessions; and the documents' schemas."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import itertools
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from cyclopts import App, Parameter
+from cyclopts import Parameter
 
-from flows.commands import Out, Workspace
+from flows.commands import Workspace
 from flows.console import PLAIN, Exit, Output, Reply
 from flows.progress import progress_for
 from storage.errors import ConfigError, one_line
@@ -109,58 +109,6 @@ def init(
     return Reply(document, (f"workspace {workspace} with preset {preset} and template {head.name}",))
 
 
-template = App(name="template", help="Make a template from a head model or a mesh.")
-
-
-@template.command(name="import-ict")
-def import_ict(source: Annotated[Path, Parameter(name="DIR_OR_NPZ")], /, *, out: Out, output: Output = PLAIN) -> Reply:
-    """Make a template of the ICT face model: its skin with 100 identity and 53 expression modes.
-
-    For example:
-
-        nphm template import-ict ICT-FaceKit -o ict.npz
-
-    Parameters
-    ----------
-    source
-        A checkout of ICT-FaceKit, or the npz file with its heads.
-    out
-        The template's file.
-    """
-    from registration.template_import import import_ict
-
-    return _write_template(import_ict(source), Path(out))
-
-
-@template.command(name="import-mesh")
-def import_mesh(
-    mesh: Annotated[Path, Parameter(name="MESH")],
-    /,
-    *,
-    landmarks: Path | None = None,
-    out: Out,
-    output: Output = PLAIN,
-) -> Reply:
-    """Make a template of a head mesh of any topology. Regions, anchors and mirror map are found, and may be checked.
-
-    For example:
-
-        nphm template import-mesh head.ply --landmarks head.json -o head.npz
-
-    Parameters
-    ----------
-    mesh
-        A PLY or OBJ file.
-    landmarks
-        A JSON file with 68 points or vertex indices.
-    out
-        The template's file.
-    """
-    from registration.template_import import import_mesh
-
-    return _write_template(import_mesh(mesh, landmarks), Path(out))
-
-
 def ingest(
     sessions: Annotated[tuple[Path, ...], Parameter(name="SESSION", allow_leading_hyphen=False)],
     /,
@@ -235,16 +183,3 @@ def _read(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise ConfigError(one_line("can't be read", str(path), error.strerror or "", "check the path")) from error
-
-
-def _write_template(made: Any, path: Path) -> Reply:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(made.to_bytes())
-    document = {
-        "template": str(path),
-        "name": made.name,
-        "vertices": len(made.mesh.vertices),
-        "identity_modes": len(made.identity_basis),
-        "expression_modes": len(made.expression_basis),
-    }
-    return Reply(document, (f"template {made.name} with {document['vertices']} vertices in {path}",))

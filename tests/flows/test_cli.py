@@ -18,9 +18,9 @@ from pipeline.opening import open_workspace
 from tests.flows.small_steps import STEPS
 
 LEAVES = [
-    "simulate", "init", "template import-ict", "template import-mesh", "ingest", "plan", "run", "clean", "register",
-    "sample", "train", "evaluate", "report", "status", "judge", "fit", "mesh", "models list", "models promote",
-    "models rollback", "schema",
+    "simulate", "init", "template import-ict", "template import-flame", "template import-mesh", "ingest", "plan", "run",
+    "clean", "register", "sample", "train", "evaluate", "report", "status", "judge", "fit", "mesh", "models list",
+    "models promote", "models rollback", "schema",
 ]  # fmt: skip
 
 

@@ -3,16 +3,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from registration.anchors import anchor_density, choose_anchors
+from registration.anchors import choose_anchors, with_anchors
 from registration.procedural_head import head_template
+from registration.procedural_neutral import neutral_head
 from storage.errors import ConfigError
 
 
 @pytest.mark.parametrize(("count", "pairs"), [(16, 6), (39, 16), (65, 30), (32, 16), (7, 0)])
 def test_pairs_come_first_and_mirror_one_another(count: int, pairs: int) -> None:
-    template = head_template()
-    density = anchor_density(template.mesh.vertices, template.face_mask, -98.0)
-    anchors = choose_anchors(template.mesh.vertices, template.mirror, density, count, pairs)
+    template = with_anchors(head_template(), count, pairs)
+    anchors = template.anchors
+    assert template.anchor_pairs == pairs
     assert len(set(anchors.tolist())) == count
     right, left = anchors[: 2 * pairs : 2], anchors[1 : 2 * pairs : 2]
     np.testing.assert_array_equal(template.mirror[right], left)
@@ -23,11 +24,18 @@ def test_pairs_come_first_and_mirror_one_another(count: int, pairs: int) -> None
 
 
 def test_defaults_follow_the_paper() -> None:
-    template = head_template()
-    density = anchor_density(template.mesh.vertices, template.face_mask, -98.0)
-    for count, pairs in ((39, 16), (65, 30)):
-        anchors = choose_anchors(template.mesh.vertices, template.mirror, density, count)
-        np.testing.assert_array_equal(template.mirror[anchors[: 2 * pairs : 2]], anchors[1 : 2 * pairs : 2])
+    for count, pairs in ((39, 16), (65, 30), (16, 6)):
+        template = with_anchors(head_template(), count)
+        assert template.anchor_pairs == pairs
+        right, left = template.anchors[: 2 * pairs : 2], template.anchors[1 : 2 * pairs : 2]
+        np.testing.assert_array_equal(template.mirror[right], left)
+
+
+def test_none_stands_in_the_openings() -> None:
+    template = with_anchors(head_template(), 200, 90)
+    grid, _ = neutral_head()
+    linings = np.concatenate([slit.rings.ravel() for slit in (grid.mouth, grid.right_eye, grid.left_eye)])
+    assert not np.isin(template.anchors, linings).any()
 
 
 def test_stands_denser_on_the_face() -> None:

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ from scipy.spatial.transform import Rotation
 from registration.mesh import Mesh, mesh_to_ply
 from registration.procedural_head import head_template
 from registration.template import REGIONS, Template
+from registration.template_checks import template_doubts, template_figures
 from registration.template_import import ICT_SKIN_VERTICES, import_ict, import_mesh, mesh_template
 from registration.template_picture import template_sheet
 from registration.template_regions import throat_plane
@@ -88,14 +90,13 @@ class TestIct:
 @pytest.mark.parametrize(
     ("landmarks", "says"),
     [
-        (None, "no landmarks are given"),
         (b"{", "can't be read"),
         (b"[1, 2, 3]", r"shape \(3,\)"),
         (json.dumps([999_999] * 68).encode(), "not there"),
         (json.dumps([5] * 68).encode(), "no known unit"),
     ],
 )
-def test_landmarks_that_are_none_are_named(landmarks: bytes | None, says: str) -> None:
+def test_landmarks_that_are_none_are_named(landmarks: bytes, says: str) -> None:
     data = mesh_to_ply(head_template().mesh)
     with pytest.raises(ConfigError, match=says) as caught:
         mesh_template(data, landmarks, "head.ply")
@@ -116,6 +117,75 @@ def test_the_own_head_comes_back_as_itself() -> None:
     np.testing.assert_allclose(found.mesh.vertices, template.mesh.vertices, atol=1e-3)
     np.testing.assert_array_equal(found.regions, template.regions)
     np.testing.assert_array_equal(found.mirror, template.mirror)
+
+
+def test_a_mesh_wound_inside_out_is_turned() -> None:
+    template = head_template()
+    inside_out = Mesh.of(template.mesh.vertices, template.mesh.faces[:, ::-1])
+    found = mesh_template(mesh_to_ply(inside_out), json.dumps(template.landmarks.tolist()).encode(), "head.ply")
+    np.testing.assert_array_equal(found.mesh.faces, template.mesh.faces)
+    np.testing.assert_array_equal(found.face_mask, template.face_mask)
+
+
+def test_a_head_of_its_own_asymmetry_is_paired_and_straightened() -> None:
+    """Told landmarks are noisy; the mesh's own symmetry and the bend between its sides settle frame and mirror map."""
+    template = head_template()
+    rng = np.random.default_rng(0)
+    v = template.mesh.vertices.astype(float)
+    noisy = v + 0.4 * np.sin(v[:, [1, 2, 0]] / 15.0 + rng.uniform(0, 6, 3))
+    marks = template.landmarks.copy()
+    for i in (36, 45, 30, 8, 0, 16):
+        near = np.flatnonzero(np.linalg.norm(v - v[marks[i]], axis=1) < 5.0)
+        marks[i] = rng.choice(near)
+    found = mesh_template(
+        mesh_to_ply(Mesh.of(noisy, template.mesh.faces)), json.dumps(marks.tolist()).encode(), "a.ply"
+    )
+    figures = template_figures(found)
+    assert not figures["mirror_is_exact"]
+    assert figures["mirror_p95_mm"] < 4.0
+    assert figures["regions"].keys() == {"face", "scalp", "ears", "neck", "lips", "eyes"}
+    partners = np.linalg.norm(v[found.mirror] - v[template.mirror], axis=1)
+    assert np.percentile(partners[template.face_mask], 95) < 5.0
+    right, left = found.anchors[:32:2], found.anchors[1:32:2]
+    np.testing.assert_array_equal(found.mirror[right], left)
+    assert len(set(found.anchors.tolist())) == 39
+    assert template_doubts(found) == []
+
+
+def test_a_told_unit_binds() -> None:
+    template = head_template()
+    marks = json.dumps(template.landmarks.tolist()).encode()
+    assert mesh_template(mesh_to_ply(template.mesh), marks, "head.ply", "mm").name == "head"
+    with pytest.raises(ConfigError, match="is in no cm"):
+        mesh_template(mesh_to_ply(template.mesh), marks, "head.ply", "cm")
+
+
+def test_landmarks_are_found_where_none_are_told() -> None:
+    """In a unit that is not told, turned at random and wound inside out."""
+    template = head_template()
+    turn = Rotation.random(random_state=4).as_matrix()
+    mesh = Mesh.of((template.mesh.vertices @ turn.T + 300.0) / 1000.0, template.mesh.faces[:, ::-1])
+    found = mesh_template(mesh_to_ply(mesh), None, "head.ply")
+    away = np.linalg.norm(found.mesh.vertices - template.mesh.vertices, axis=1)
+    assert np.median(away) < 3.0
+    places = template.mesh.vertices
+    assert np.median(np.linalg.norm(places[found.landmarks] - places[template.landmarks], axis=1)) < 3.0
+    np.testing.assert_array_equal(found.mesh.faces, template.mesh.faces)
+    assert template_doubts(found) == []
+
+
+def test_doubts_name_what_is_wrong() -> None:
+    template = head_template()
+    assert template_doubts(template) == []
+    swapped = template.landmarks.copy()
+    swapped[[37, 38, 43, 44]] = template.landmarks[[41, 40, 47, 46]]
+    swapped[[41, 40, 47, 46]] = template.landmarks[[37, 38, 43, 44]]
+    assert "upper lids" in " ".join(template_doubts(replace(template, landmarks=swapped)))
+    bare = replace(template, face_mask=np.zeros_like(template.face_mask))
+    assert "cm2" in " ".join(template_doubts(bare))
+    torn = template.mirror.copy()
+    torn[template.face_mask] = np.random.default_rng(0).permutation(torn[template.face_mask])
+    assert "partners" in " ".join(template_doubts(replace(template, mirror=torn)))
 
 
 def test_a_mesh_that_is_none_is_named() -> None:
@@ -144,5 +214,5 @@ def test_reads_files_and_names_missing_ones(tmp_path: Path) -> None:
 
 def test_the_sheet_shows_every_region() -> None:
     picture = template_sheet(head_template(), 96)
-    assert picture.shape == (96 + 18, 4 * 96, 3)
+    assert picture.shape == (2 * (96 + 18), 4 * 96, 3)
     assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 200
