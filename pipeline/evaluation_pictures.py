@@ -14,7 +14,8 @@ from registration.surface import SurfaceIndex
 HEAT_LIMIT_MM = 5.0
 _VIEWS = ((0.0, 0.0), (45.0, 5.0))
 _POINT_MM = 1.2
-_EXTENT_MM = 300.0
+_WIDTH_MM = 300.0
+_MARGIN = 1.06
 
 
 def scan_sheet(result: ScanResult, size: int = 288) -> Picture:
@@ -53,11 +54,11 @@ def _method_columns(
 
 
 def _sheet(columns: list[tuple[str, Mesh, NDArray[np.uint8] | None]], scan: HeadScan, size: int) -> Picture:
-    face = scan.registration.vertices[scan.face].astype(np.float64)
-    middle = 0.5 * (face.min(0) + face.max(0))
-    centre = [0.0, float(middle[1]), 0.0]
+    height = _cut(scan.clean, scan.throat_plane).vertices[:, 1].astype(np.float64)
+    centre = [0.0, float(0.5 * (height.min() + height.max())), 0.0]
+    extent = max(_WIDTH_MM, _MARGIN * float(np.ptp(height)))  # high hair must be seen whole
     rows = [
-        [render(mesh, azimuth, elevation, size, centre, _EXTENT_MM, colors) for _, mesh, colors in columns]
+        [render(mesh, azimuth, elevation, size, centre, extent, colors) for _, mesh, colors in columns]
         for azimuth, elevation in _VIEWS
     ]
     return sheet(rows, [[title for title, _, _ in columns], ["" for _ in columns]])
