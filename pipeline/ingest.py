@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 from pipeline.capture import read_capture
 from pipeline.keys import is_safe_name, subject_of
 from pipeline.rawfiles import IngestedFiles, SessionFiles
-from pipeline.session import FoundScan, Refusal, find_scans, read_session
+from pipeline.session import NOTE, FoundScan, Refusal, find_scans, read_session
 from pipeline.splits import PATH as SPLITS_PATH
 from pipeline.splits import draw_splits
 from pipeline.tombstones import Withdrawn
@@ -25,7 +26,7 @@ from storage.manifest import Manifest
 
 log = logging.getLogger(__name__)
 
-STEP_VERSION = 1
+STEP_VERSION = 2
 _LOOKS = ".cache/looks.json"
 
 
@@ -51,6 +52,7 @@ class SessionLook:
         pending: scans to read.
         unchanged: keys of the scans that are as they were.
         refused: scans that have no place in the workspace, and why.
+        gone: a line for each scan that was taken in and is no longer there, or no longer named.
         fault: why the session as a whole can't be read, or None.
     """
 
@@ -61,6 +63,7 @@ class SessionLook:
     pending: list[Pending] = field(default_factory=list)
     unchanged: list[str] = field(default_factory=list)
     refused: list[Refusal] = field(default_factory=list)
+    gone: list[str] = field(default_factory=list)
     fault: str | None = None
 
 
@@ -71,6 +74,7 @@ class IngestReport:
     Attributes:
         accepted, rejected, unchanged: keys; of the rejected ones the manifest holds the reason.
         refused: scans that were given no place, and why.
+        gone: a line for each scan that stays as it was taken in, although its session no longer has it.
         faults: a line for each session that could not be read at all.
     """
 
@@ -78,6 +82,7 @@ class IngestReport:
     rejected: list[str] = field(default_factory=list)
     unchanged: list[str] = field(default_factory=list)
     refused: list[Refusal] = field(default_factory=list)
+    gone: list[str] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
 
 
@@ -137,8 +142,12 @@ def look_at_session(workspace: Workspace, root: Path, subject_prefix: str = "", 
         if why_not := withdrawn.refusal(scan.key):
             look.refused.append(Refusal(scan.key, why_not, noted=False))
             continue
-        now = _look_of(workspace, scan)
         manifest = workspace.manifest("ingest", scan.key)
+        ours = manifest is not None and manifest.accepted and manifest.extra("source") == str(scan.folder)
+        if ours and not os.path.isdir(scan.folder):
+            look.gone.append(_gone(scan.key, f"folder {scan.folder} is not there"))
+            continue
+        now = _look_of(workspace, scan)
         known = looks.get(str(scan.folder))
         if known is None or known["look"] != now:
             why = "never read" if known is None else "its files changed"
@@ -149,7 +158,28 @@ def look_at_session(workspace: Workspace, root: Path, subject_prefix: str = "", 
             look.refused.append(_conflict(scan, manifest))
         else:
             look.pending.append(Pending(scan, "its manifest is gone", now, copy))
+    look.gone += _no_longer_named(workspace, root, subject_prefix, {str(scan.folder) for scan in scans}, looks)
     return look
+
+
+def _no_longer_named(
+    workspace: Workspace, root: Path, subject_prefix: str, named: set[str], looks: Mapping[str, Mapping[str, str]]
+) -> list[str]:
+    """A line for each scan that was taken in from a session whose ``session.json`` named it once."""
+    lines = []
+    for folder in sorted(set(looks) - named):
+        subject, _, expression = os.path.relpath(folder, root).partition(os.sep)
+        key = f"{subject_prefix}{subject}/{expression}"
+        if is_safe_name(subject) and is_safe_name(expression):
+            manifest = workspace.manifest("ingest", key)
+            if manifest is not None and manifest.accepted and manifest.extra("source") == folder:
+                lines.append(_gone(key, f"{root / NOTE} no longer names it"))
+    return lines
+
+
+def _gone(key: str, why: str) -> str:
+    remedy = "bring it back, or leave it out with 'nphm judge'"
+    return one_line("is kept as it was taken in", key, why, remedy)
 
 
 def take_scan(workspace: Workspace, pending: Pending) -> Manifest | Refusal:
@@ -190,6 +220,7 @@ def settle_looks(
             report.faults.append(look.fault)
         report.unchanged += look.unchanged
         report.refused += look.refused
+        report.gone += look.gone
         for pending in look.pending:
             source = str(pending.scan.folder)
             outcome = outcomes.get(source)
@@ -197,6 +228,9 @@ def settle_looks(
                 report.refused.append(outcome)
                 if outcome.noted:
                     seen[source] = {"look": pending.look, "content": outcome.content}
+            elif outcome is not None and outcome.extra("source") != source:  # another place has the same content
+                report.unchanged.append(outcome.key)
+                seen[source] = {"look": pending.look, "content": outcome.extra("content_digest")}
             elif outcome is not None:
                 (report.accepted if outcome.accepted else report.rejected).append(outcome.key)
                 seen[source] = {"look": pending.look, "content": outcome.extra("content_digest")}
@@ -253,21 +287,32 @@ def _read_scan(workspace: Workspace, scan: FoundScan, copy: bool) -> dict[str, A
 
 def _look_of(workspace: Workspace, scan: FoundScan) -> str:
     """A digest of how a scan's files look from outside (name, size, time) and of what the session tells of it."""
-    files = []
-    folders = [scan.folder]
+    files: list[list[str | int]] = []
+    folders = [str(scan.folder)]
+    visited: set[str] = set()
     while folders:
-        try:
-            entries = list(os.scandir(folders.pop()))
-        except (FileNotFoundError, NotADirectoryError):
+        folder = folders.pop()
+        real = os.path.realpath(folder)
+        if real in visited:  # a link that leads back
             continue
-        for entry in entries:
-            if entry.is_dir(follow_symlinks=False):
-                folders.append(Path(entry.path))
+        visited.add(real)
+        try:
+            names = sorted(os.listdir(folder))
+        except OSError as error:  # reading it tells what is wrong
+            files.append([folder, str(error.strerror)])
+            continue
+        for path in (os.path.join(folder, name) for name in names):
+            try:
+                found = os.stat(path)
+            except OSError as error:
+                files.append([path, str(error.strerror)])
+                continue
+            if stat.S_ISDIR(found.st_mode):
+                folders.append(path)
             else:
-                found = entry.stat(follow_symlinks=False)
-                files.append([entry.path, found.st_size, found.st_mtime_ns])
+                files.append([path, found.st_size, found.st_mtime_ns])
     rules = [STEP_VERSION, workspace.config.digest_of_step("ingest")]
-    return digest_json([sorted(files), scan.session, scan.subject, rules])
+    return digest_json([files, scan.session, scan.subject, rules])
 
 
 def _conflict(scan: FoundScan, existing: Manifest, content: str = "") -> Refusal:

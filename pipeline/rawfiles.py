@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import unicodedata
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,8 +14,11 @@ from storage.errors import ScanRejected, StorageConflict, one_line
 from storage.manifest import Manifest, read_output
 from storage.store import Store
 
-MAX_FILE_BYTES = 2 * 1024**3
+MAX_FILE_BYTES = 1024**3
+MAX_SCAN_BYTES = 4 * 1024**3
+MAX_PATH_LENGTH = 400
 _REMEDY = "copy the scan again"
+_DRIVE = re.compile(r"[A-Za-z]:")
 
 
 class RawFiles(ABC):
@@ -27,7 +32,7 @@ class RawFiles(ABC):
 
     @abstractmethod
     def listed(self, folder: str, ending: str) -> list[str]:
-        """Paths of the files with an ending directly in a folder ('' is the scan's own), sorted."""
+        """Paths of the files with an ending directly in a folder ('' is the scan's own), sorted; no hidden ones."""
 
     @abstractmethod
     def read(self, path: str, max_bytes: int = MAX_FILE_BYTES) -> bytes:
@@ -61,41 +66,70 @@ class SessionFiles(RawFiles):
     def listed(self, folder: str, ending: str) -> list[str]:
         self._inside(folder or ".")
         try:
-            names = [entry.name for entry in os.scandir(self.folder / folder)]
+            names = [name for name in os.listdir(self.folder / folder) if not name.startswith(".")]
         except (FileNotFoundError, NotADirectoryError):
             return []
+        except OSError as error:
+            remedy = "check its permissions"
+            raise ScanRejected(one_line("can't be listed", self.where(folder), str(error.strerror), remedy)) from error
         return sorted(f"{folder}/{name}".lstrip("/") for name in names if name.lower().endswith(ending))
 
     def read(self, path: str, max_bytes: int = MAX_FILE_BYTES) -> bytes:
         where = self.where(path)
         file = self._inside(path)
         if not os.path.isfile(file):
-            raise ScanRejected(one_line("is missing", where, "no such file", _REMEDY))
+            why, remedy = self._instead(path)
+            raise ScanRejected(one_line("is missing", where, why, remedy))
         size = os.stat(file).st_size
         if size == 0:
             raise ScanRejected(one_line("is empty", where, "0 bytes", _REMEDY))
         if size > max_bytes:
             why = f"{size} bytes, at most {max_bytes} are read"
             raise ScanRejected(one_line("is too large", where, why, "export the scan again"))
+        total = size + sum(self.sizes.values()) - self.sizes.get(path, 0)
+        if total > MAX_SCAN_BYTES:
+            why = f"{total} bytes up to this file, at most {MAX_SCAN_BYTES} are read"
+            raise ScanRejected(one_line("scan is too large", where, why, "export it with fewer or smaller views"))
         try:
             with open(file, "rb") as opened:
-                data = opened.read(max_bytes)
+                data = opened.read(size + 1)
         except OSError as error:
             raise ScanRejected(
                 one_line("can't be read", where, str(error.strerror), "check its permissions")
             ) from error
+        if len(data) != size:
+            why = f"{len(data)} bytes instead of {size}"
+            raise ScanRejected(one_line("changed while it was read", where, why, "ingest it once it is wholly copied"))
         self.digests[path] = digest_bytes(data)
         self.sizes[path] = len(data)
         return data
 
     def _inside(self, path: str) -> str:
-        climbs = "\0" in path or os.path.isabs(path) or ".." in path.replace("\\", "/").split("/")
+        if len(path) > MAX_PATH_LENGTH:
+            why = f"{len(path)} characters, at most {MAX_PATH_LENGTH} are read"
+            raise ScanRejected(one_line("path is too long", self.where(path[:80]), why, "rename the file"))
+        parts = path.replace("\\", "/").split("/")
+        climbs = "\0" in path or not parts[0] or _DRIVE.match(path) is not None or ".." in parts
         real = "" if climbs else os.path.realpath(self.folder / path)
         if not _is_within(real, self.root):
             why = "it climbs out" if climbs else "a link leads out of it"
             remedy = "keep every file of a scan inside the scan's folder"
             raise ScanRejected(one_line("path leaves the session", self.where(path), why, remedy))
         return real
+
+    def _instead(self, path: str) -> tuple[str, str]:
+        """Why a file is missing, and what to do: often its name is there, written in another way."""
+        folder, _, name = path.rpartition("/")
+        for there in self.listed(folder, ""):
+            if _plain_name(there) == _plain_name(path):
+                found = there.rpartition("/")[2]
+                return f"there is {found!r} instead of {name!r}", "let both names be the same, letter by letter"
+        return "no such file", _REMEDY
+
+
+def _plain_name(name: str) -> str:
+    """A name without what operating systems change on the way: case, and how accents are composed."""
+    return unicodedata.normalize("NFC", name).casefold()
 
 
 def _is_within(real: str, root: str) -> bool:
@@ -128,7 +162,14 @@ class IngestedFiles(RawFiles):
         if path not in told or not file.is_file():
             remedy = "bring the session back, or ingest it again from where it lies now"
             raise StorageConflict(one_line("raw file is gone", str(file), f"scan {self.manifest.key}", remedy))
-        data = file.read_bytes()
+        try:
+            with open(file, "rb") as opened:
+                data = opened.read(min(os.fstat(opened.fileno()).st_size, max_bytes) + 1)
+        except OSError as error:
+            why = f"{error.strerror}, scan {self.manifest.key}"
+            raise StorageConflict(
+                one_line("raw file can't be read", str(file), why, "check its permissions")
+            ) from error
         if digest_bytes(data) != told[path]:
             why = f"scan {self.manifest.key}"
             raise StorageConflict(

@@ -12,10 +12,16 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from pipeline.keys import is_safe_name
 from registration.views import Layout
-from storage.errors import ScanRejected, one_line
+from storage.digest import canonical_json
+from storage.errors import ConfigError, ScanRejected, one_line
 from storage.jsonfile import MAX_JSON_BYTES, read_json
+from storage.manifest import plain
 
 NOTE = "session.json"
+MAX_SUBJECTS = 20_000
+MAX_SCANS = 100_000
+MAX_NOTE_BYTES = 64 * 1024
+"""Of what a session tells beside its subjects, and of what it tells of one: it is kept with each scan."""
 MM_PER_UNIT = {"mm": 1.0, "cm": 10.0, "m": 1000.0}
 
 
@@ -35,7 +41,7 @@ class SubjectNote(BaseModel):
     model_config = ConfigDict(extra="allow", frozen=True)
 
     id: str
-    expressions: list[str]
+    expressions: list[str] = Field(max_length=1000)
     hair: str | None = None
     licence: str | None = None
     consent: Consent | None = None
@@ -56,12 +62,15 @@ class Session(BaseModel):
     unit: Literal["mm", "cm", "m"] = "mm"
     canonical_expression: str
     licence: str | None = None
-    subjects: list[SubjectNote]
+    subjects: list[SubjectNote] = Field(max_length=MAX_SUBJECTS)
 
     @field_validator("captured_at")
     @classmethod
     def _is_a_time(cls, told: str) -> str:
-        datetime.fromisoformat(told)
+        try:
+            datetime.fromisoformat(told)
+        except ValueError:
+            raise ValueError("should be a time as in 2026-01-31T10:00:00Z") from None
         return told
 
 
@@ -119,23 +128,41 @@ def read_session(root: Path) -> Session:
         ScanRejected: it is missing, no JSON, or not as this version knows it.
     """
     file = root / NOTE
-    if not file.is_file():
-        remedy = "give the folder that holds it" if root.is_dir() else "check the path"
-        why = "" if root.is_dir() else "no such folder"
+    if not os.path.isfile(file):
+        folder = os.path.isdir(root)
+        remedy = "give the folder that holds it" if os.path.exists(root) else "check the path"
+        why = "" if folder else "it is a file" if os.path.exists(root) else "no such folder"
         raise ScanRejected(one_line(f"no {NOTE} found", str(root), why, remedy))
-    if file.stat().st_size > MAX_JSON_BYTES:
-        raise ScanRejected(one_line("is too large", str(file), f"{file.stat().st_size} bytes", "export it again"))
-    told = read_json(file.read_bytes(), str(file))
-    if told.get("schema_version") != 1:
-        why = f"found {told.get('schema_version')!r}, known is 1"
+    try:
+        with file.open("rb") as opened:
+            data = opened.read(min(os.fstat(opened.fileno()).st_size, MAX_JSON_BYTES) + 1)
+    except OSError as error:
+        raise ScanRejected(
+            one_line("can't be read", str(file), str(error.strerror), "check its permissions")
+        ) from error
+    told = read_json(data, str(file))
+    if type(told.get("schema_version")) is not int or told["schema_version"] != 1:
+        why = f"found {repr(told.get('schema_version'))[:80]}, known is 1"
         raise ScanRejected(one_line("schema_version is not known", str(file), why, "export with schema_version 1"))
     try:
-        return Session.model_validate(told)
+        session = Session.model_validate(told)
     except ValidationError as error:
         first = error.errors()[0]
         at = ".".join(str(part) for part in first["loc"])
-        what = "field required" if first["type"] == "missing" else f"{first['msg'].lower()}, found {first['input']!r}"
-        raise ScanRejected(one_line(f"{at}: {what[:200]}", str(file), "", "correct this key")) from error
+        found = repr(first["input"])[:80]
+        message = first["msg"].removeprefix("Value error, ")
+        what = "field required" if first["type"] == "missing" else f"{message[:1].lower()}{message[1:]}, found {found}"
+        raise ScanRejected(one_line(f"{at}: {what}", str(file), "", "correct this key")) from error
+    if sum(len(subject.expressions) for subject in session.subjects) > MAX_SCANS:
+        raise ScanRejected(one_line("names too many scans", str(file), f"over {MAX_SCANS}", "split the session"))
+    notes = [
+        session.model_dump(mode="json", exclude={"subjects"}),
+        *(s.model_dump(mode="json") for s in session.subjects),
+    ]
+    if max(len(canonical_json(plain(note))) for note in notes) > MAX_NOTE_BYTES:
+        why = f"over {MAX_NOTE_BYTES} bytes of the session as a whole, or of one subject"
+        raise ScanRejected(one_line("tells too much", str(file), why, "keep long notes in files of their own"))
+    return session
 
 
 def find_scans(root: Path, session: Session, subject_prefix: str = "") -> tuple[list[FoundScan], list[Refusal]]:
@@ -145,21 +172,37 @@ def find_scans(root: Path, session: Session, subject_prefix: str = "") -> tuple[
         root: the session's folder.
         subject_prefix: put before every subject's id.
 
+    Raises:
+        ConfigError: no subject may be called so.
+
     Returns:
         The scans, sorted by key, the canonical expression of each subject first; and those whose names can't be used.
     """
-    about = session.model_dump(mode="json", exclude={"subjects"}, exclude_none=True)
+    if subject_prefix and not is_safe_name(subject_prefix):
+        why = "allowed are 1 to 64 of A-Z a-z 0-9 . _ -"
+        raise ConfigError(one_line("is no prefix for subjects", repr(subject_prefix), why, "choose another one"))
+    about = plain(session.model_dump(mode="json", exclude={"subjects"}, exclude_none=True))
     found: list[FoundScan] = []
     refused: list[Refusal] = []
+    notes: dict[str, dict[str, Any]] = {}
+    named: set[str] = set()
     for subject in session.subjects:
         subject_id = subject_prefix + subject.id
         folder = root / subject.id
-        told = subject.model_dump(mode="json", exclude={"expressions", "id"}, exclude_none=True)
+        told = plain(subject.model_dump(mode="json", exclude={"expressions", "id"}, exclude_none=True))
         if not is_safe_name(subject_id) or not is_safe_name(subject.id) or "@" in subject_id:
-            refused.append(Refusal(subject_id, _unsafe(root, "subject", subject.id)))
+            refused.append(Refusal(subject_id, _unsafe(root, "subject", subject_id)))
+            continue
+        if notes.setdefault(subject.id, told) != told:
+            remedy = "tell of each subject once"
+            line = one_line(f"subject {subject.id} stands twice", str(root / NOTE), "with differing notes", remedy)
+            refused.append(Refusal(subject_id, line))
             continue
         for expression in _with_retakes(folder, subject.expressions):
             key = f"{subject_id}/{expression}"
+            if key in named:
+                continue
+            named.add(key)
             if is_safe_name(expression):
                 found.append(FoundScan(key, folder / expression, root, about, told))
             else:
@@ -173,13 +216,17 @@ def _with_retakes(folder: Path, expressions: list[str]) -> list[str]:
     told = list(dict.fromkeys(expressions))
     try:
         there = sorted(entry.name for entry in os.scandir(folder))
-    except (FileNotFoundError, NotADirectoryError):
-        return told
+    except OSError:
+        return told  # reading its scans tells what is wrong with it
     return told + [name for name in there if "@" in name and name.split("@")[0] in told and name not in told]
 
 
 def _unsafe(root: Path, what: str, name: str) -> str:
     climbs = ".." in name or "/" in name or "\\" in name
-    why = "it climbs out of the session" if climbs else "allowed are 1 to 64 of A-Z a-z 0-9 . _ -"
+    why = (
+        "it climbs out of the session"
+        if climbs
+        else "allowed are 1 to 64 of A-Z a-z 0-9 . _ -, and @2 to @99 for retakes"
+    )
     remedy = "rename it in session.json and on disk"
     return one_line(f"{what} may not be called {name[:80]!r}", str(root / NOTE), why, remedy)

@@ -14,7 +14,7 @@ def parse_numbers(text: bytes) -> NDArray[np.float64] | None:
     if not words:
         return np.zeros(0)
     try:
-        values: NDArray[np.float64] = np.fromstring(text, np.float64, sep=" ")  # type: ignore[call-overload]
+        values: NDArray[np.float64] = np.fromstring(text, np.float64, sep=" ")
     except ValueError:  # what older versions of NumPy only stop at
         return None
     return values if len(values) == words else None
