@@ -1,10 +1,12 @@
 """How the anchors' fields hand over to each other: one function for training, fitting and meshing.
 
-An anchor's weight is ``exp(-sharpness t) (1 - t)^2`` with ``t`` the squared distance to it over its squared reach, and
-exactly zero beyond: the log-weights of a softmax times a smooth window of finite reach. Weight and first derivative
-vanish at the reach, so that an anchor may be left out there without a crack. The background field has the same small
-weight everywhere; it fills what the anchors leave, all of it where none reaches. The weights are divided by their sum,
-which is never below the background's. (Paper, section 3.1, whose Gaussian weights die out in far space with their sum.)
+An anchor's weight is ``exp(-sharpness t) (1 - t)^2`` with ``t`` the squared distance to it over its squared reach,
+and exactly zero beyond: the log-weights of a softmax times a smooth window of finite reach. Weight and first derivative
+vanish at the reach, so that an anchor may be left out there without a crack. The background field fills what the
+anchors leave: its weight is small beside an anchor's own, falls with the sum of the anchors' weights and vanishes, with
+its derivative, where that sum reaches a limit. So near the surface it is seldom evaluated, and in far space it is all
+there is. The weights are divided by their sum, which is nowhere zero. (Paper, section 3.1, whose Gaussian weights die
+out in far space with their sum.)
 """
 
 from __future__ import annotations
@@ -87,36 +89,72 @@ def anchor_weight(offset: Tensor, reach: Tensor, sharpness: float) -> tuple[Tens
     return decay * left * left, (2 * slope * inverse)[:, None] * offset
 
 
-def blend(
-    pair_value: Tensor, pair_weight: Tensor, point: Tensor, background_value: Tensor, background_weight: float
-) -> tuple[Tensor, Tensor]:
-    """Weighted mean of the fields at each point.
+@dataclass(frozen=True)
+class Blending:
+    """The weights of all fields at N points.
 
-    Args:
-        pair_value, pair_weight, point: (M,) of the active pairs.
-        background_value: (N,).
-        background_weight: positive.
-
-    Returns:
-        The mean (N,) and the sum of the weights (N,).
+    Attributes:
+        point: (M,) int64 of the active pairs.
+        weight: (M,) of the active pairs.
+        background_point: (L,) int64 points where the background counts.
+        background_weight: (L,) its weight there.
+        background_slope: (L,) derivative of that weight by the sum of the anchors' weights.
+        total: (N,) sum of all weights.
     """
-    total = torch.full_like(background_value, background_weight).index_add(0, point, pair_weight)
-    weighted = (background_weight * background_value).index_add(0, point, pair_weight * pair_value)
-    return weighted / total, total
 
+    point: Tensor
+    weight: Tensor
+    background_point: Tensor
+    background_weight: Tensor
+    background_slope: Tensor
+    total: Tensor
 
-def blend_gradient(
-    pair_value: Tensor,
-    pair_gradient: Tensor,
-    pair_weight: Tensor,
-    pair_weight_gradient: Tensor,
-    point: Tensor,
-    background_gradient: Tensor,
-    background_weight: float,
-    mean: Tensor,
-    total: Tensor,
-) -> Tensor:
-    """Gradient (N, 3) of what ``blend`` returns as ``mean``, from the parts' values and gradients."""
-    excess = pair_value - mean.index_select(0, point)
-    parts = pair_weight[:, None] * pair_gradient + excess[:, None] * pair_weight_gradient
-    return (background_weight * background_gradient).index_add(0, point, parts) / total[:, None]
+    @classmethod
+    def of(cls, points: int, point: Tensor, weight: Tensor, background: float, limit: float) -> Blending:
+        """Find where the background counts, and how much.
+
+        Args:
+            points: N.
+            point, weight: (M,) of the active pairs.
+            background: the background's weight where no anchor reaches.
+            limit: sum of the anchors' weights from which on the background counts for nothing.
+        """
+        anchored = weight.new_zeros(points).index_add(0, point, weight)
+        background_point = (anchored < limit).nonzero()[:, 0]
+        left = 1 - anchored.index_select(0, background_point) / limit
+        own = background * left * left
+        total = anchored.index_add(0, background_point, own)
+        return cls(point, weight, background_point, own, (-2 * background / limit) * left, total)
+
+    def mean(self, pair_value: Tensor, background_value: Tensor) -> Tensor:
+        """Weighted mean (N,) of the fields, from their values (M,) and (L,)."""
+        weighted = torch.zeros_like(self.total).index_add(0, self.point, self.weight * pair_value)
+        weighted = weighted.index_add(0, self.background_point, self.background_weight * background_value)
+        return weighted / self.total
+
+    def gradient(
+        self,
+        mean: Tensor,
+        pair_value: Tensor,
+        pair_gradient: Tensor,
+        pair_weight_gradient: Tensor,
+        background_value: Tensor,
+        background_gradient: Tensor,
+    ) -> Tensor:
+        """Gradient (N, 3) of what ``mean`` returns, from the parts' values and gradients.
+
+        Where an anchor's weight grows, the background's shrinks: both changes are gathered as the worth of a pair's
+        weight before they meet its gradient.
+        """
+        pull = self.background_slope * (background_value - mean.index_select(0, self.background_point))
+        worth = (-mean).index_add(0, self.background_point, pull)
+        excess = pair_value + worth.index_select(0, self.point)
+        parts = torch.addcmul(excess[:, None] * pair_weight_gradient, self.weight[:, None], pair_gradient)
+        outside = self.background_weight[:, None] * background_gradient
+        slope = [  # axis by axis, since sums of scattered lines are slow on a CPU
+            torch.zeros_like(mean)
+            .index_add(0, self.point, parts[:, axis])
+            .index_add(0, self.background_point, outside[:, axis])
+            for axis in range(3)
+        ]
+        return torch.stack(slope, 1) / self.total[:, None]

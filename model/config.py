@@ -29,7 +29,7 @@ class IdentityConfig(_Frozen):
         default=(256, 256), description="hidden layers of the network that places anchors"
     )
     reach_neighbours: int = Field(
-        default=6, ge=1, description="an anchor's reach is its distance to this neighbour, ..."
+        default=5, ge=1, description="an anchor's reach is its distance to this neighbour, ..."
     )
     reach_factor: float = Field(default=1.0, gt=0, description="... times this")
     background_reach_units: float = Field(
@@ -42,7 +42,12 @@ class IdentityConfig(_Frozen):
         default=4.0, ge=0, description="log-weight an anchor has lost at its reach, before the window"
     )
     background_weight: float = Field(
-        default=0.01, gt=0, description="weight of the background, an anchor's own place being 1"
+        default=0.01,
+        gt=0,
+        description="weight of the background where no anchor reaches, an anchor's own place being 1",
+    )
+    background_limit: float = Field(
+        default=0.1, gt=0, description="sum of the anchors' weights from which on the background counts for nothing"
     )
 
 
@@ -113,6 +118,18 @@ class StageConfig(_Frozen):
     code_init: float = Field(gt=0, description="spread of the codes at the start, over the root of their length")
 
 
+class ValidationConfig(_Frozen):
+    """How people who are not trained on are fitted on the way, and when their error ends stage 1."""
+
+    every: int = Field(default=500, ge=1, description="steps of stage 1 between two looks")
+    fit_steps: int = Field(default=20, ge=1, description="steps that the codes are fitted with at a look")
+    code_learning_rate: float = Field(default=5e-3, gt=0, description="of the codes while they are fitted")
+    patience: int = Field(
+        default=0, ge=0, description="looks without a better error after which stage 1 ends; 0 goes to the last step"
+    )
+    least_gain: float = Field(default=0.002, ge=0, lt=1, description="share by which an error counts as better")
+
+
 class TrainingConfig(_Frozen):
     """Everything that the training of a head model depends on, beside its samples."""
 
@@ -131,6 +148,16 @@ class TrainingConfig(_Frozen):
     outer_normal_weight: float = Field(default=0.5, ge=0, description="weight of the normal term off the face")
     guessed_weight: float = Field(
         default=0.2, ge=0, le=1, description="weight of samples whose nearest surface was filled in, not seen"
+    )
+    joint: bool = Field(
+        default=False, description="train both fields together, over stage 1's steps, in place of one after the other"
+    )
+    average_decay: float = Field(
+        default=0.999, ge=0, lt=1, description="of the moving average that is the result; 0 takes the last weights"
+    )
+    validation: ValidationConfig = ValidationConfig()
+    precision: Literal["float32", "bfloat16"] = Field(
+        default="float32", description="of matrix products on a GPU; sums, activations and codes stay float32"
     )
     threads: int = Field(default=2, ge=1, description="CPU threads; the same number gives the same bits")
     record_every: int = Field(default=20, ge=1, description="steps between two records of the training curve")

@@ -32,6 +32,9 @@ class DeformationField(nn.Module):
         generator: where the initial weights are drawn from.
     """
 
+    half_products = False
+    """Whether products between hidden layers are taken in bfloat16: for training on a GPU."""
+
     def __init__(self, config: DeformationConfig, identity_dim: int, anchors: int, generator: torch.Generator) -> None:
         super().__init__()
         self.config = config
@@ -61,21 +64,18 @@ class DeformationField(nn.Module):
         self.input_weights = nn.ParameterList(direct)
         self.biases = nn.ParameterList(bias)
 
-    def prepare(
-        self, z_id: Tensor, anchors: Tensor, z_ex: Tensor, noise: torch.Generator | None = None
-    ) -> PreparedDeformation:
+    def prepare(self, z_id: Tensor, anchors: Tensor, z_ex: Tensor, noise: Tensor | None = None) -> PreparedDeformation:
         """Compress the identities and fold the codes into the layers that see the input.
 
         Args:
             z_id: (B, D) identity code of each scan's subject.
             anchors: (B, K, 3) its anchors, model units.
             z_ex: (B, expression_dim).
-            noise: adds the training's noise to the compressed code, drawn from here.
+            noise: (B, compressed_dim) of unit spread: the training's noise on the compressed codes.
         """
         compressed = torch.cat([z_id, anchors.flatten(1)], 1) @ self.compress_weight + self.compress_bias
         if noise is not None:
-            drawn = torch.randn(compressed.shape, generator=noise, device=noise.device).to(compressed.device)
-            compressed = compressed + self.config.compression_noise * drawn
+            compressed = compressed + self.config.compression_noise * noise
         code = torch.cat([compressed, z_ex], 1)
         layers: list[Layer] = []
         direct = iter(self.input_weights)
@@ -107,7 +107,7 @@ class DeformationField(nn.Module):
                 [self.displacement(prepared, points[p], None if index is None else index[p]) for p in parts]
             )
         groups, x, line = self._rows(points, index)
-        return evaluate(prepared.layers, self.activation, groups, x, line)
+        return evaluate(prepared.layers, self.activation, groups, x, line, self.half_products)
 
     def displacement_and_jacobian(
         self, prepared: PreparedDeformation, points: Tensor, index: Tensor | None = None

@@ -19,7 +19,7 @@ from model.config import FieldConfig
 from model.deformation_field import DeformationField
 from model.identity_field import IdentityField
 from model.meshing import clip, extract
-from model.training import TrainedModel
+from model.trained_model import TrainedModel, WarmStart
 from model.units import MM_PER_UNIT, to_mm, to_units
 from registration.mesh import Mesh
 from registration.template import Template
@@ -147,7 +147,7 @@ class HeadModel:
             "format": FORMAT,
             "field": self.config.model_dump(mode="json"),
             "anchor_pairs": self.identity_field.layout.pairs,
-            "mean_anchors_mm": to_mm(self.identity_field.anchors_head.mean).tolist(),
+            "mean_anchors_mm": self.mean_anchors_mm.tolist(),
             "subjects": list(self.subjects),
             "scans": list(self.scans),
             "box_mm": self.box_mm.tolist(),
@@ -169,10 +169,28 @@ class HeadModel:
         for name, data in self.to_files().items():
             (root / name).write_bytes(data)
 
+    def warm_start(self, subjects: Sequence[str], scans: Sequence[str]) -> WarmStart:
+        """What a new training of these subjects and scans goes on from: codes of new ones start at the mean."""
+        weights = module_tensors(self.identity_field, "identity") | module_tensors(
+            self.deformation_field, "deformation"
+        )
+        known_subjects = dict(zip(self.subjects, self.identity_codes, strict=True))
+        known_scans = dict(zip(self.scans, self.expression_codes, strict=True))
+        return WarmStart(
+            weights,
+            torch.as_tensor(np.stack([known_subjects.get(one, self.identity_mean) for one in subjects])),
+            torch.as_tensor(np.stack([known_scans.get(one, self.expression_mean) for one in scans])),
+        )
+
     @property
     def device(self) -> torch.device:
         """Where the fields lie."""
         return self.identity_field.reach.device
+
+    @property
+    def mean_anchors_mm(self) -> NDArray[np.float32]:
+        """(K, 3) the anchors about which people's own are predicted, head frame."""
+        return np.asarray(to_mm(self.identity_field.anchors_head.mean).cpu().numpy())
 
     @cached_property
     def identity_mean(self) -> NDArray[np.float32]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from model.activations import activation
 from model.anchors_head import AnchorsHead
-from model.blending import ActivePairs, active_pairs, anchor_reach, anchor_weight, blend, blend_gradient
+from model.blending import Blending, active_pairs, anchor_reach, anchor_weight
 from model.codes import IdentityLayout
 from model.config import IdentityConfig
 from model.grouped_mlp import Group, Layer, evaluate, evaluate_with_gradient
@@ -44,6 +44,9 @@ class IdentityField(nn.Module):
         pairs: number of mirrored pairs.
         generator: where the initial weights are drawn from.
     """
+
+    half_products = False
+    """Whether products between hidden layers are taken in bfloat16: for training on a GPU."""
 
     reach: Tensor
     coordinate_scale: Tensor
@@ -142,11 +145,9 @@ class IdentityField(nn.Module):
             parts = range(0, len(points), _POINTS_AT_ONCE)
             return torch.cat([self.sdf(prepared, *_part(points, subject_index, start)) for start in parts])
         rows = self._rows(prepared, points, subject_index)
-        value = evaluate(prepared.layers, self.activation, rows.groups, rows.x, rows.line)[:, 0]
-        weight, _ = anchor_weight(rows.offset, rows.reach, self.config.sharpness)
-        pairs = len(weight)
-        mean, _ = blend(value[:pairs], weight, rows.pairs.point, value[pairs:], self.config.background_weight)
-        return mean
+        value = evaluate(prepared.layers, self.activation, rows.groups, rows.x, rows.line, self.half_products)[:, 0]
+        pairs = len(rows.blending.point)
+        return rows.blending.mean(value[:pairs], value[pairs:])
 
     def sdf_and_gradient(
         self,
@@ -174,52 +175,61 @@ class IdentityField(nn.Module):
         self, prepared: PreparedIdentity, points: Tensor, subject_index: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         rows = self._rows(prepared, points, subject_index)
-        column, local = evaluate_with_gradient(prepared.layers, self.activation, rows.groups, rows.x, rows.line)
+        column, local = evaluate_with_gradient(
+            prepared.layers, self.activation, rows.groups, rows.x, rows.line, self.half_products
+        )
         value, gradient = column[:, 0], local * rows.scale
-        weight, weight_gradient = anchor_weight(rows.offset, rows.reach, self.config.sharpness)
-        pairs, background = len(weight), self.config.background_weight
-        point = rows.pairs.point
-        mean, total = blend(value[:pairs], weight, point, value[pairs:], background)
-        slope = blend_gradient(
-            value[:pairs], gradient[:pairs], weight, weight_gradient, point, gradient[pairs:], background, mean, total
+        pairs = len(rows.blending.point)
+        mean = rows.blending.mean(value[:pairs], value[pairs:])
+        slope = rows.blending.gradient(
+            mean, value[:pairs], gradient[:pairs], rows.weight_gradient, value[pairs:], gradient[pairs:]
         )
         return mean, slope
 
     def _rows(self, prepared: PreparedIdentity, points: Tensor, subject_index: Tensor | None) -> _Rows:
         pairs = active_pairs(points, prepared.anchors, subject_index, self.reach)
-        count = self.layout.anchors
+        config, count = self.config, self.layout.anchors
         if subject_index is None:
             subject_index = torch.zeros(len(points), dtype=torch.int64, device=points.device)
         subject = subject_index.index_select(0, pairs.point)
-        centre = prepared.anchors.reshape(-1, 3).index_select(0, subject * count + pairs.anchor)
+        # entry by entry, since the gradient of a choice of lines is slow on a CPU
+        entries = _entries(subject * count + pairs.anchor)
+        centre = prepared.anchors.flatten().index_select(0, entries).reshape(-1, 3)
         offset = points.index_select(0, pairs.point) - centre
-        kind = torch.cat([pairs.anchor, pairs.anchor.new_full((len(points),), count)])
+        weight, weight_gradient = anchor_weight(offset, self.reach.index_select(0, pairs.anchor), config.sharpness)
+        blending = Blending.of(len(points), pairs.point, weight, config.background_weight, config.background_limit)
+        outside = blending.background_point
+        kind = torch.cat([pairs.anchor, pairs.anchor.new_full((len(outside),), count)])
         scale = self.coordinate_scale.index_select(0, kind)
-        line = torch.cat([subject, subject_index]) * (count + 1) + kind
+        line = torch.cat([subject, subject_index.index_select(0, outside)]) * (count + 1) + kind
         groups: list[Group] = []
         start = 0
-        for anchor, rows in enumerate([*pairs.counts, len(points)]):
+        for anchor, rows in enumerate([*pairs.counts, len(outside)]):
             network = self._network_list[anchor]
             if groups and groups[-1].network == network:
                 groups[-1] = Group(network, groups[-1].start, start + rows)
             else:
                 groups.append(Group(network, start, start + rows))
             start += rows
-        reach = self.reach.index_select(0, pairs.anchor)
-        return _Rows(pairs, offset, reach, torch.cat([offset, points]) * scale, scale, line, tuple(groups))
+        x = torch.cat([offset, points.index_select(0, outside)]) * scale
+        return _Rows(blending, weight_gradient, x, scale, line, tuple(groups))
 
 
 @dataclass(frozen=True)
 class _Rows:
-    """The active pairs, then one row a point for the background, as the networks see them."""
+    """The active pairs, then one row a point where the background counts, as the networks see them."""
 
-    pairs: ActivePairs
-    offset: Tensor
-    reach: Tensor
+    blending: Blending
+    weight_gradient: Tensor
     x: Tensor
     scale: Tensor
     line: Tensor
     groups: tuple[Group, ...]
+
+
+def _entries(lines: Tensor) -> Tensor:
+    """Where the entries of lines (M,) of a table (R, 3) lie in the flat table, (3 M,)."""
+    return (3 * lines[:, None] + torch.arange(3, device=lines.device)).flatten()
 
 
 def _part(points: Tensor, subject_index: Tensor | None, start: int) -> tuple[Tensor, Tensor | None]:

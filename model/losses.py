@@ -5,6 +5,7 @@ A term is a plain function of tensors. ``identity_losses`` and ``deformation_los
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -55,9 +56,18 @@ class DeformationSamplesBatch:
     weight: Tensor
 
 
-def weighted_mean(values: Tensor, weight: Tensor) -> Tensor:
-    """Mean with weights; zero where no weight is left."""
-    return (values * weight).sum() / weight.sum().clamp_min(1e-6)
+Shared = Callable[[Tensor], Tensor]
+"""The mean over all training processes of a constant; in a single process, the constant itself."""
+
+
+def alone(value: Tensor) -> Tensor:
+    """``Shared`` of a single process."""
+    return value
+
+
+def weighted_mean(values: Tensor, weight: Tensor, shared: Shared = alone) -> Tensor:
+    """Mean with weights; zero where no weight is left. The weights' sum is shared by all training processes."""
+    return (values * weight).sum() / shared(weight.sum()).clamp_min(1e-6)
 
 
 def normal_error(gradient: Tensor, normal: Tensor, face: Tensor, outer_clamp: float, outer_weight: float) -> Tensor:
@@ -101,10 +111,18 @@ def identity_losses(
     z_id: Tensor,
     batch: IdentitySamplesBatch,
     config: TrainingConfig,
+    shared: Shared = alone,
 ) -> Losses:
     """All terms of stage 1 whose weight is not zero.
 
     The first points of each kind, in the shares that the config names, are given spatial gradients.
+
+    Args:
+        field, prepared: of B subjects.
+        z_id: (B, D).
+        batch: samples of these subjects.
+        config: weights, shares and limits.
+        shared: over the processes that have the batch's other lines.
     """
     weights = config.identity_losses
     subjects = len(z_id)
@@ -128,18 +146,19 @@ def identity_losses(
     limit = to_units(config.distance_clamp_mm)
     losses: Losses = {}
     if weights.surf_sdf:
-        losses["surf_sdf"] = weighted_mean(surface.abs(), batch.surface_weight)
+        losses["surf_sdf"] = weighted_mean(surface.abs(), batch.surface_weight, shared)
     if weights.near_sdf:
-        losses["near_sdf"] = weighted_mean(clamped_distance_error(near, batch.near_sdf, limit), batch.near_weight)
+        error = clamped_distance_error(near, batch.near_sdf, limit)
+        losses["near_sdf"] = weighted_mean(error, batch.near_weight, shared)
     if weights.space_sdf_direct:
         error = clamped_distance_error(space, batch.space_sdf, limit)
-        losses["space_sdf_direct"] = weighted_mean(error, batch.space_weight)
+        losses["space_sdf_direct"] = weighted_mean(error, batch.space_weight, shared)
     if weights.space_sdf:
         losses["space_sdf"] = off_surface(space).mean()
     if weights.normals and cuts[0]:
         told = batch.normal[:, : cuts[0]], batch.face[:, : cuts[0]]
         error = normal_error(gradient[:, : cuts[0]], *told, config.outer_normal_clamp, config.outer_normal_weight)
-        losses["normals"] = weighted_mean(error, batch.surface_weight[:, : cuts[0]])
+        losses["normals"] = weighted_mean(error, batch.surface_weight[:, : cuts[0]], shared)
     if weights.grad and gradient.shape[1]:
         losses["grad"] = eikonal_error(gradient).mean()
     if weights.lat_reg:
@@ -160,6 +179,7 @@ def deformation_losses(
     batch: DeformationSamplesBatch,
     anywhere: Tensor,
     weights: DeformationLossWeights,
+    shared: Shared = alone,
 ) -> Losses:
     """All terms of stage 2 whose weight is not zero.
 
@@ -169,13 +189,14 @@ def deformation_losses(
         batch: the correspondences.
         anywhere: (B, U, 3) points of all space, model units, where faces should not move things.
         weights: of the terms.
+        shared: over the processes that have the batch's other lines.
     """
     scans, pairs = batch.weight.shape
     moved = field.displacement(prepared, *_flat(torch.cat([batch.canonical, anywhere], 1))).reshape(scans, -1, 3)
     losses: Losses = {}
     if weights.corresp:
         error = (moved[:, :pairs] - (batch.posed - batch.canonical)).square().sum(2)
-        losses["corresp"] = weighted_mean(error, batch.weight)
+        losses["corresp"] = weighted_mean(error, batch.weight, shared)
     if weights.lat_reg_ex:
         losses["lat_reg_ex"] = z_ex.square().sum(1).mean()
     if weights.reg_zero and anywhere.shape[1]:

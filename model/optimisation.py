@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from model.config import StageConfig
+from model.processes import Processes
 
 
 def rate_share(config: StageConfig, step: int) -> float:
@@ -27,10 +28,14 @@ class StageOptimiser:
         config: rates, schedule and clipping.
         networks: dense parameters.
         codes: parameters with sparse gradients; a line without gradient stays where it is.
+        name: tells its moments from those of other optimisers in a checkpoint.
     """
 
-    def __init__(self, config: StageConfig, networks: Iterable[nn.Parameter], codes: nn.Parameter) -> None:
+    def __init__(
+        self, config: StageConfig, networks: Iterable[nn.Parameter], codes: nn.Parameter, name: str = "stage"
+    ) -> None:
         self.config = config
+        self.name = name
         self.networks: Sequence[nn.Parameter] = list(networks)
         self.codes = codes
         self._dense = torch.optim.AdamW(
@@ -38,15 +43,18 @@ class StageOptimiser:
         )
         self._sparse = torch.optim.SparseAdam([codes], lr=config.code_learning_rate)
 
-    def step(self, loss: Tensor, step: int) -> float:
-        """Descend a loss.
+    def clear(self) -> None:
+        """Forget the gradients of the last step."""
+        self._dense.zero_grad(set_to_none=True)
+        self._sparse.zero_grad(set_to_none=True)
+
+    def descend(self, step: int, processes: Processes) -> float:
+        """Take a step, counted from 0, along the gradients that backward has left in all processes.
 
         Returns:
             The learning rate of the networks that was used.
         """
-        self._dense.zero_grad(set_to_none=True)
-        self._sparse.zero_grad(set_to_none=True)
-        loss.backward()
+        processes.mean_gradients(self.networks, self.codes)
         torch.nn.utils.clip_grad_norm_(self.networks, self.config.clip)
         if self.codes.grad is not None:
             grad = self.codes.grad.coalesce()
@@ -67,7 +75,7 @@ class StageOptimiser:
         for kind, optimiser in (("dense", self._dense), ("sparse", self._sparse)):
             for number, state in optimiser.state_dict()["state"].items():
                 for name, value in state.items():
-                    out[f"optimiser.{kind}.{number}.{name}"] = torch.as_tensor(value)
+                    out[f"optimiser.{self.name}.{kind}.{number}.{name}"] = torch.as_tensor(value)
         return out
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
@@ -76,8 +84,8 @@ class StageOptimiser:
             whole = optimiser.state_dict()
             state: dict[int, dict[str, Tensor | int]] = {}
             for key, tensor in tensors.items():
-                if key.startswith(f"optimiser.{kind}."):
-                    _, _, number, name = key.split(".")
+                if key.startswith(f"optimiser.{self.name}.{kind}."):
+                    _, _, _, number, name = key.split(".")
                     plain = kind == "sparse" and name == "step"
                     state.setdefault(int(number), {})[name] = int(tensor) if plain else tensor
             optimiser.load_state_dict(whole | {"state": state})

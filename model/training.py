@@ -1,4 +1,4 @@
-"""The two stages of training: identity, then expressions over frozen identities (paper, section 3.3).
+"""Training: identity, then expressions over frozen identities (paper, section 3.3), or both together.
 
 The loop is given batches and a way to save. It knows no workspace and no clock: steps are counted, and every draw comes
 from explicit seeds, so that the same batches give the same weights and a resumed run ends in the same bits (on a CPU).
@@ -8,128 +8,34 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
-from model.checkpoint import decode, encode, generator_tensor, load_module, module_tensors
-from model.codes import CodeBook
-from model.config import StageConfig, TrainingConfig
-from model.deformation_field import DeformationField
-from model.identity_field import IdentityField
-from model.losses import (
-    DeformationSamplesBatch,
-    IdentitySamplesBatch,
-    Losses,
-    deformation_losses,
-    identity_losses,
-    total,
-)
+from model.averaging import WeightAverage
+from model.batch_tensors import BatchTensors
+from model.checkpoint import decode, encode, generator_tensor
+from model.config import TrainingConfig
+from model.losses import Losses
+from model.objective import Objective
 from model.optimisation import StageOptimiser
+from model.processes import ALONE, Processes
 from model.threads import fixed_threads
-from model.units import to_units
-from storage.digest import digest_json
+from model.trained_model import TrainedModel, WarmStart, new_model
+from model.training_data import BatchSource, TrainingData
+from model.validation import VALIDATION, HeldOutFit
+from storage.digest import digest_bytes, digest_json
 from storage.errors import ConfigError, one_line
 
-_ANYWHERE_UNITS = 1.25
-_ANYWHERE_POINTS = 25
+_BEST = "best."
 
 Save = Callable[[str, bytes], None]
 Progress = Callable[[str, int, int], None]
 """Called with the stage, the steps done and the steps in all, over both stages."""
 Record = Callable[[dict[str, Any]], None]
 """Called with a line of the training curve: stage, step, rate and the unweighted losses."""
-
-
-class BatchSource(Protocol):
-    """Endless batches of NumPy arrays (mm, head frame) that can be taken up anywhere."""
-
-    def __next__(self) -> Mapping[str, NDArray]:
-        """The next batch."""
-
-    def state(self) -> dict[str, Any]:
-        """Where the iteration stands, as plain values."""
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on from a state."""
-
-
-@dataclass(frozen=True)
-class TrainingData:
-    """What a model is trained on.
-
-    Attributes:
-        identity: batches with ``subject``, ``anchors``, ``surface``, ``normal``, ``face``, ``observed``, ``near``,
-            ``near_sdf``, ``near_observed``, ``space``, ``space_sdf``, ``space_observed``.
-        deformation: batches with ``scan``, ``subject``, ``canonical``, ``posed``, ``weight``; None without expressions.
-        subjects: number of subjects, of which ``subject`` is a place.
-        scans: number of scans with expressions, of which ``scan`` is a place.
-        mean_anchors_mm: (K, 3) head frame, mirrored pairs first, interleaved.
-        anchor_pairs: number of mirrored pairs.
-    """
-
-    identity: BatchSource
-    deformation: BatchSource | None
-    subjects: int
-    scans: int
-    mean_anchors_mm: NDArray[np.floating]
-    anchor_pairs: int
-
-
-@dataclass
-class TrainedModel:
-    """Fields, codes and training curve as they stand.
-
-    Attributes:
-        identity, deformation: the fields.
-        identity_codes: (subjects, D).
-        expression_codes: (scans, E).
-        curve: lines with stage, step, rate, loss and each unweighted term.
-    """
-
-    identity: IdentityField
-    deformation: DeformationField
-    identity_codes: CodeBook
-    expression_codes: CodeBook
-    curve: list[dict[str, Any]]
-
-    def tensors(self) -> dict[str, Tensor]:
-        """All weights, buffers and codes by name."""
-        return {name: tensor for prefix, part in self._parts() for name, tensor in module_tensors(part, prefix).items()}
-
-    def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take up what ``tensors`` gave."""
-        for prefix, part in self._parts():
-            load_module(part, prefix, tensors)
-
-    def to(self, device: str) -> None:
-        """Move everything to a device."""
-        for _, part in self._parts():
-            part.to(device)
-
-    def _parts(self) -> tuple[tuple[str, torch.nn.Module], ...]:
-        return (
-            ("identity", self.identity),
-            ("deformation", self.deformation),
-            ("identity_codes", self.identity_codes),
-            ("expression_codes", self.expression_codes),
-        )
-
-
-def new_model(config: TrainingConfig, data: TrainingData, seed: int) -> TrainedModel:
-    """Fields and codes at their start, drawn from a seed."""
-    generator = torch.Generator().manual_seed(seed)
-    anchors = torch.as_tensor(to_units(np.asarray(data.mean_anchors_mm, np.float32)))
-    identity = IdentityField(config.field.identity, anchors, data.anchor_pairs, generator)
-    size = identity.layout.size
-    deformation = DeformationField(config.field.deformation, size, len(anchors), generator)
-    identity_codes = CodeBook(data.subjects, size, config.stage1.code_init, generator)
-    expression_dim = config.field.deformation.expression_dim
-    expression_codes = CodeBook(max(data.scans, 1), expression_dim, config.stage2.code_init, generator)
-    return TrainedModel(identity, deformation, identity_codes, expression_codes, [])
 
 
 def train(
@@ -141,172 +47,221 @@ def train(
     record: Record | None = None,
     seed: int = 0,
     device: str = "cpu",
+    start: WarmStart | None = None,
+    processes: Processes = ALONE,
 ) -> TrainedModel:
-    """Train both stages.
+    """Train a model.
 
     Args:
         config: sizes, losses and steps.
-        data: batches and counts.
-        save: is given a checkpoint's name, which sorts by progress, and its bytes.
+        data: batches and counts; every process is given the same.
+        save: is given a checkpoint's name, which sorts by progress, and its bytes; in the first process alone.
         resume: a checkpoint to go on from.
         progress, record: told of what happens; after a resume, of what is new.
         seed: of initial weights, codes and noise.
         device: "cpu" or a CUDA device.
+        start: an earlier model to go on from, in place of weights drawn from the seed.
+        processes: those that train together.
 
     Returns:
         The model at the end, on the device.
 
     Raises:
-        ConfigError: the checkpoint is of another config or other data, or a loss is no longer finite.
+        ConfigError: the checkpoint is of another config or other data, the earlier model does not fit, a loss is no
+            longer finite, or the batches can't be dealt out to the processes.
     """
     with fixed_threads(config.threads):
-        return _Run(config, data, save, progress, record, seed, device).train(resume)
+        run = _Run(config, data, seed, device, start, processes)
+        nothing: Callable[..., None] = lambda *at: None  # noqa: E731
+        if processes.first:
+            run.save, run.progress, run.record = save, progress or nothing, record or nothing
+        return run.train(resume)
+
+
+@dataclass(frozen=True)
+class _Stage:
+    name: str
+    number: int
+    steps: int
+    optimisers: tuple[StageOptimiser, ...]
+    batches: tuple[BatchSource, ...]
+    losses: Callable[..., tuple[Losses, Tensor]]
+
+    def parameters(self) -> list[nn.Parameter]:
+        """Everything that the stage moves."""
+        return [p for optimiser in self.optimisers for p in (*optimiser.networks, optimiser.codes)]
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {name: tensor for optimiser in self.optimisers for name, tensor in optimiser.tensors().items()}
 
 
 class _Run:
+    save: Save = staticmethod(lambda name, data: None)
+    progress: Progress = staticmethod(lambda stage, done, of: None)
+    record: Record = staticmethod(lambda line: None)
+
     def __init__(
         self,
         config: TrainingConfig,
         data: TrainingData,
-        save: Save,
-        progress: Progress | None,
-        record: Record | None,
         seed: int,
         device: str,
+        start: WarmStart | None,
+        processes: Processes,
     ) -> None:
-        self.config, self.data, self.save, self.device = config, data, save, device
-        self.progress = progress or (lambda stage, done, of: None)
-        self.record = record or (lambda line: None)
+        self.config, self.data, self.processes = config, data, processes
         self.model = new_model(config, data, seed)
+        if start is not None:
+            self.model.warm(start)
         self.model.to(device)
+        for field in (self.model.identity, self.model.deformation):
+            field.half_products = config.precision == "bfloat16" and device != "cpu"
         self.noise = torch.Generator().manual_seed(seed + 1)
+        tensors = BatchTensors(device, config.guessed_weight)
+        self.objective = Objective(config, self.model, tensors, self.noise, processes)
+        self.held_out: HeldOutFit | None = None
+        if data.validation is not None:
+            self.held_out = HeldOutFit(config, data.validation, data.validation_subjects, tensors)
+        self.best, self.looks_since_best, self.ended = np.inf, 0, False
+        self.best_weights: dict[str, Tensor] = {}
         self.digest = digest_json(
             {
                 "config": config.model_dump(mode="json"),
                 "seed": seed,
                 "subjects": data.subjects,
                 "scans": data.scans,
+                "validation": data.validation_subjects,
                 "anchors": np.asarray(data.mean_anchors_mm, np.float64).round(4).tolist(),
+                "start": None if start is None else digest_bytes(encode(start.weights)),
             }
         )
 
     def train(self, resume: bytes | None) -> TrainedModel:
-        stage, start, moments = 1, 0, None
+        stages = self._stages()
+        first, step, taken = 1, 0, None
         if resume is not None:
-            stage, start, moments = self._take_up(resume)
-        model = self.model
-        if stage == 1:
-            self._stage(1, self.config.stage1, self.data.identity, self._identity_step, start, moments)
-            start, moments = 0, None
-        for part in (model.identity, model.identity_codes):
-            part.requires_grad_(False)
-        if self.data.deformation is not None:
-            self._stage(2, self.config.stage2, self.data.deformation, self._deformation_step, start, moments)
-        return model
+            first, step, taken = self._take_up(resume)
+        for stage in stages:
+            frozen = [] if stage.number == 1 else [self.model.identity, self.model.identity_codes]
+            for part in frozen:
+                part.requires_grad_(False)
+            if stage.number >= first:
+                self._run(stage, step, taken)
+                step, taken = 0, None
+        for field in (self.model.identity, self.model.deformation):
+            field.half_products = False
+        return self.model
 
-    def _stage(
-        self,
-        number: int,
-        stage: StageConfig,
-        batches: BatchSource,
-        losses_of: Callable[[Mapping[str, NDArray]], tuple[Losses, Tensor]],
-        start: int,
-        moments: Mapping[str, Tensor] | None,
-    ) -> None:
-        """Run one stage from a step on, with checkpoints and records on their way."""
-        model, name = self.model, f"stage{number}"
-        network, codes = (
-            (model.identity, model.identity_codes) if number == 1 else (model.deformation, model.expression_codes)
+    def _stages(self) -> list[_Stage]:
+        config, model, data = self.config, self.model, self.data
+        shape = StageOptimiser(config.stage1, model.identity.parameters(), model.identity_codes.codes, "identity")
+        motion = StageOptimiser(
+            config.stage2, model.deformation.parameters(), model.expression_codes.codes, "deformation"
         )
-        optimiser = StageOptimiser(stage, network.parameters(), codes.codes)
-        if moments is not None:
-            optimiser.restore(moments)
-        before = self.config.stage1.steps if number == 2 else 0
-        everything = self.config.stage1.steps + (self.config.stage2.steps if self.data.deformation else 0)
-        for step in range(start, stage.steps):
-            losses, loss = losses_of(next(batches))
-            rate = optimiser.step(loss, step)
-            done = step + 1
-            if done % self.config.record_every == 0 or done == stage.steps:
-                line = {key: float(value.detach()) for key, value in losses.items()}
-                if not np.isfinite(list(line.values())).all():
-                    broken = ", ".join(key for key, value in line.items() if not np.isfinite(value))
-                    remedy = f"lower {name}'s learning_rate or look for samples that are not finite"
-                    raise ConfigError(
-                        one_line("training diverged", f"{name} step {done}", f"{broken} not finite", remedy)
-                    )
-                line = {"stage": number, "step": done, "rate": rate, "loss": float(loss.detach()), **line}
-                self.model.curve.append(line)
-                self.record(line)
-            self.progress(name, before + done, everything)
-            if done % self.config.checkpoint_every == 0 or done == stage.steps:
-                self.save(f"{name}-{done:07d}.safetensors", self._checkpoint(number, done, optimiser, batches))
+        if data.deformation is None:
+            return [_Stage("stage1", 1, config.stage1.steps, (shape,), (data.identity,), self.objective.identity)]
+        if config.joint:
+            sources = (data.identity, data.deformation)
+            return [_Stage("joint", 1, config.stage1.steps, (shape, motion), sources, self.objective.joint)]
+        return [
+            _Stage("stage1", 1, config.stage1.steps, (shape,), (data.identity,), self.objective.identity),
+            _Stage("stage2", 2, config.stage2.steps, (motion,), (data.deformation,), self.objective.deformation),
+        ]
 
-    def _checkpoint(self, stage: int, step: int, optimiser: StageOptimiser, batches: BatchSource) -> bytes:
-        tensors = self.model.tensors() | optimiser.tensors() | {"noise": generator_tensor(self.noise)}
-        values = {"stage": stage, "step": step, "batches": batches.state(), "digest": self.digest}
-        return encode(tensors, values | {"curve": self.model.curve})
+    def _run(self, stage: _Stage, start: int, taken: Mapping[str, Tensor] | None) -> None:
+        """Run one stage from a step on, with checkpoints and records on their way."""
+        average = WeightAverage(stage.parameters(), self.config.average_decay)
+        if taken is not None:
+            average.restore(taken)
+            for optimiser in stage.optimisers:
+                optimiser.restore(taken)
+        step = start
+        while step < stage.steps and not self.ended:
+            losses, loss = stage.losses(*(next(batches) for batches in stage.batches))
+            for optimiser in stage.optimisers:
+                optimiser.clear()
+            loss.backward()
+            rate, *_ = [optimiser.descend(step, self.processes) for optimiser in stage.optimisers]
+            average.update(step)
+            step += 1
+            self._tell(stage, step, rate, losses, loss, average)
+            if step % self.config.checkpoint_every == 0 or step == stage.steps or self.ended:
+                self.save(f"{stage.name}-{step:07d}.safetensors", self._checkpoint(stage, step, average))
+        average.settle()
+        if self.ended:
+            for name, parameter in zip(sorted(self.best_weights), stage.parameters(), strict=True):
+                parameter.data.copy_(self.best_weights[name])
+        self.ended = False
+
+    def _tell(
+        self, stage: _Stage, done: int, rate: float, losses: Losses, loss: Tensor, average: WeightAverage
+    ) -> None:
+        """Report the step; where it is due, record it and look at those who are not trained on."""
+        look = stage.number == 1 and self.held_out is not None and done % self.config.validation.every == 0
+        if look or done % self.config.record_every == 0 or done == stage.steps:
+            names, values = ["loss", *losses], torch.stack([loss.detach(), *(v.detach() for v in losses.values())])
+            line = dict(zip(names, self.processes.mean(values).tolist(), strict=True))
+            if not np.isfinite(list(line.values())).all():
+                broken = ", ".join(key for key in losses if not np.isfinite(line[key])) or "loss"
+                remedy = f"lower {stage.name}'s learning_rate or look for samples that are not finite"
+                where = f"{stage.name} step {done}"
+                raise ConfigError(one_line("training diverged", where, f"{broken} not finite", remedy))
+            line = {"stage": stage.number, "step": done, "rate": rate, **line}
+            if look:
+                line[VALIDATION] = self._look(stage, average)
+            self.model.curve.append(line)
+            self.record(line)
+        before = self.config.stage1.steps if stage.number == 2 else 0
+        both = self.data.deformation is not None and not self.config.joint
+        self.progress(stage.name, before + done, self.config.stage1.steps + (self.config.stage2.steps if both else 0))
+
+    def _look(self, stage: _Stage, average: WeightAverage) -> float:
+        """Fit those who are not trained on; remember the best weights, and whether it is time to end."""
+        assert self.held_out is not None
+        rules = self.config.validation
+        with average.applied():
+            error = self.held_out.face_median_mm(self.model.identity, self.model.identity_codes.codes)
+            error = self.processes.agree(error)
+            if error < self.best * (1 - rules.least_gain):
+                self.best, self.looks_since_best = error, 0
+                weights = enumerate(p.detach().clone() for p in stage.parameters())
+                self.best_weights = {f"{_BEST}{place:03d}": weight for place, weight in weights}
+            else:
+                self.looks_since_best += 1
+        self.ended = 0 < rules.patience <= self.looks_since_best
+        return error
+
+    def _checkpoint(self, stage: _Stage, step: int, average: WeightAverage) -> bytes:
+        tensors = self.model.tensors() | stage.tensors() | average.tensors() | {"noise": generator_tensor(self.noise)}
+        values: dict[str, Any] = {"stage": stage.number, "step": step, "digest": self.digest, "ended": self.ended}
+        values |= {"batches": [batches.state() for batches in stage.batches], "curve": self.model.curve}
+        if self.held_out is not None and stage.number == 1:
+            tensors |= self.held_out.tensors() | self.best_weights
+            values |= {"held_out": self.held_out.state(), "looks_since_best": self.looks_since_best}
+            values |= {"best": self.best if np.isfinite(self.best) else None}
+        return encode(tensors, values)
 
     def _take_up(self, resume: bytes) -> tuple[int, int, dict[str, Tensor]]:
+        """Put a checkpoint in place; returns its stage, its step and its tensors."""
         tensors, values = decode(resume)
-        if values.get("digest") != self.digest:
+        if values["digest"] != self.digest:
             why = "its config, seed, subjects or anchors differ"
-            raise ConfigError(one_line("is of another training", "checkpoint", why, "start training anew"))
-        self.model.restore(tensors)
+            remedy = "train again from the start"
+            raise ConfigError(one_line("checkpoint is of another training", "resume", why, remedy))
+        own = set(self.model.tensors())
+        self.model.restore({name: tensor for name, tensor in tensors.items() if name in own})
         self.model.curve[:] = values["curve"]
         self.noise.set_state(tensors["noise"])
-        batches = self.data.identity if values["stage"] == 1 else self.data.deformation
-        if batches is None:
-            raise ConfigError(one_line("is of another training", "checkpoint", "no expressions", "start training anew"))
-        batches.restore(values["batches"])
-        return int(values["stage"]), int(values["step"]), tensors
-
-    def _identity_step(self, batch: Mapping[str, NDArray]) -> tuple[Losses, Tensor]:
-        model = self.model
-        z_id = model.identity_codes(self._tensor(batch["subject"]))
-        prepared = model.identity.prepare(z_id)
-        losses = identity_losses(model.identity, prepared, z_id, self._identity_batch(batch), self.config)
-        return losses, total(losses, self.config.identity_losses)
-
-    def _deformation_step(self, batch: Mapping[str, NDArray]) -> tuple[Losses, Tensor]:
-        model = self.model
-        z_id = model.identity_codes(self._tensor(batch["subject"]))
-        z_ex = model.expression_codes(self._tensor(batch["scan"]))
-        anchors = model.identity.anchors_head(model.identity.layout.split(z_id)[0])
-        prepared = model.deformation.prepare(z_id, anchors, z_ex, self.noise)
-        samples = DeformationSamplesBatch(
-            self._lengths(batch["canonical"]), self._lengths(batch["posed"]), self._tensor(batch["weight"])
-        )
-        drawn = torch.rand(len(z_ex), _ANYWHERE_POINTS, 3, generator=self.noise).to(self.device)
-        anywhere = (2 * drawn - 1) * _ANYWHERE_UNITS
-        weights = self.config.deformation_losses
-        losses = deformation_losses(model.deformation, prepared, z_ex, samples, anywhere, weights)
-        return losses, total(losses, weights)
-
-    def _identity_batch(self, batch: Mapping[str, NDArray]) -> IdentitySamplesBatch:
-        return IdentitySamplesBatch(
-            anchors=self._lengths(batch["anchors"]),
-            surface=self._lengths(batch["surface"]),
-            normal=self._tensor(batch["normal"]),
-            surface_weight=self._confidence(batch["observed"]),
-            face=self._tensor(batch["face"]),
-            near=self._lengths(batch["near"]),
-            near_sdf=self._lengths(batch["near_sdf"]),
-            near_weight=self._confidence(batch["near_observed"]),
-            space=self._lengths(batch["space"]),
-            space_sdf=self._lengths(batch["space_sdf"]),
-            space_weight=self._confidence(batch["space_observed"]),
-        )
-
-    def _tensor(self, array: NDArray) -> Tensor:
-        return torch.as_tensor(array).to(self.device)
-
-    def _lengths(self, array_mm: NDArray) -> Tensor:
-        return to_units(self._tensor(array_mm))
-
-    def _confidence(self, observed: NDArray) -> Tensor:
-        seen = self._tensor(observed).float()
-        return seen + (1 - seen) * self.config.guessed_weight
+        stage = self._stages()[values["stage"] - 1]
+        for batches, state in zip(stage.batches, values["batches"], strict=True):
+            batches.restore(state)
+        self.ended = values["ended"]
+        if "held_out" in values and self.held_out is not None:
+            self.held_out.restore(tensors, values["held_out"])
+            self.best = np.inf if values["best"] is None else values["best"]
+            self.looks_since_best = values["looks_since_best"]
+            self.best_weights = {name: t for name, t in tensors.items() if name.startswith(_BEST)}
+        return values["stage"], values["step"], tensors
 
 
 def best_device() -> str:

@@ -6,8 +6,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from model.training import TrainedModel, TrainingData
+from model.trained_model import TrainedModel
+from model.training_data import TrainingData
 from model.units import to_mm, to_units
+from model.validation import VALIDATION
 
 _BATCHES = 8
 
@@ -19,7 +21,8 @@ def training_figures(model: TrainedModel, data: TrainingData) -> dict[str, float
     Returns:
         ``face_median_mm``, ``face_p95_mm``, ``head_median_mm``, ``head_p95_mm``: the field's value at surface samples,
         of the face and of all that was seen; ``anchors_mean_mm``: predicted to registered anchors; ``posed_mean_mm``:
-        posed to true correspondences; ``subjects`` and ``scans``.
+        posed to true correspondences; ``validation_face_median_mm``: the least on the way of subjects set aside;
+        ``subjects`` and ``scans``.
     """
     device = model.identity.reach.device
     face: list[NDArray] = []
@@ -59,4 +62,7 @@ def training_figures(model: TrainedModel, data: TrainingData) -> dict[str, float
     trusted = np.concatenate(posed) if posed else np.zeros(0)
     if len(trusted):
         figures["posed_mean_mm"] = float(trusted.mean())
+    looks = [line[VALIDATION] for line in model.curve if VALIDATION in line]
+    if looks:
+        figures[VALIDATION] = min(looks)
     return {name: round(value, 4) for name, value in figures.items()}

@@ -3,28 +3,34 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.batches import DeformationBatches, IdentityBatches, IdentityCounts
 from pipeline.sample_format import decode_surface
-from pipeline.scan_rows import ScanSource, ShardSource
-from pipeline.train_config import Metrics, TrainConfig
+from pipeline.sample_sources import SampleSources
+from pipeline.scan_rows import ScanSource
+from pipeline.train_config import STEP_VERSION, Metrics, TrainConfig
+from pipeline.training_curves import JSON_LINES, TENSORBOARD, curve_files, encode_line, event, event_file_start
 from storage.digest import digest_json
 from storage.errors import ConfigError, one_line
 from storage.manifest import Manifest
 from storage.store import Store
 
 if TYPE_CHECKING:
+    from model.head_model import HeadModel
+    from model.processes import Processes
     from pipeline.workspace import Workspace
 
 
 _BOX_MARGIN_MM = 15.0
 _KEPT_CHECKPOINTS = 2
+_POINTS_AGAINST_PARENT = 5000
 
 
 @dataclass(frozen=True)
@@ -49,68 +55,203 @@ class TrainingScans:
         """The place of each scan's subject."""
         return [self.subjects.index(key.partition("/")[0]) for key in self.scans]
 
+    def of(self, chosen: Sequence[str]) -> TrainingScans:
+        """What belongs to some of the subjects."""
+        own = [place for place, subject in enumerate(self.subjects) if subject in chosen]
+        scans = [place for place, key in enumerate(self.scans) if key.partition("/")[0] in chosen]
+        return TrainingScans(
+            tuple(self.subjects[place] for place in own),
+            tuple(self.subject_sources[place] for place in own),
+            tuple(self.scans[place] for place in scans),
+            tuple(self.scan_sources[place] for place in scans),
+            self.throat_planes[own],
+        )
+
 
 def run_train(workspace: Workspace, key: str) -> Manifest:
-    """Train the model ``key``, or go on from its last checkpoint, and publish its folder.
+    """Train the model ``key`` from nothing, or go on from its last checkpoint, and publish its folder.
 
     Raises:
         ConfigError: no training subject has accepted samples.
         StorageConflict: an input is damaged.
     """
-    from model.head_model import HeadModel  # torch: loaded by the steps that need it alone
-    from model.training import TrainingData, best_device, train
-    from model.training_figures import training_figures
+    return _Training(workspace, key, workspace.inputs("train", key)).run()
 
-    inputs = workspace.inputs("train", key)
-    config: TrainConfig = workspace.config.of_step("train")  # type: ignore[assignment]
-    seed = workspace.seed("train", "")
-    scans = training_scans(workspace)
-    checkpoints = Checkpoints(workspace.store, key, digest_json([inputs, config.model_dump(mode="json"), seed]))
-    template = workspace.template()
-    counts = IdentityCounts(config.surface_points, config.near_points, config.space_points)
-    identity = IdentityBatches(
-        scans.subject_sources, counts, min(config.subjects_per_step, len(scans.subjects)), seed=seed
-    )
-    deformation = DeformationBatches(
-        scans.scan_sources,
-        scans.subject_of_scan(),
-        config.pair_points,
-        min(config.scans_per_step, len(scans.scans)),
-        seed=seed + 1,
-    )
-    with identity, deformation:
-        data = TrainingData(
-            identity,
-            deformation,
-            len(scans.subjects),
-            len(scans.scans),
-            identity.anchors_mm.mean(0, dtype=np.float64),
-            template.anchor_pairs,
+
+def run_train_together(workspace: Workspace, key: str, processes: Processes, device: str) -> Manifest | None:
+    """``run_train`` as one of several processes; the first one saves, publishes and returns the manifest."""
+    return _Training(workspace, key, workspace.inputs("train", key), None, processes, device).run_together()
+
+
+def retrain(workspace: Workspace, parent: str) -> Manifest:
+    """Train a model of the workspace's present scans that goes on from an earlier one.
+
+    Known subjects and scans keep their codes as a start, new ones start at the mean. The result has a name of its own,
+    the parent's files are among its inputs, and no plan makes it stale or anew. What became of the old subjects stands
+    in its figures: ``known_subjects``, ``known_codes_moved`` (root mean square over the codes' spread) and the parent's
+    own error on the same samples, ``parent_face_median_mm``.
+
+    Raises:
+        ConfigError: there is no such model, or its architecture is another.
+    """
+    manifest = workspace.accepted("train", parent)
+    inputs = workspace.inputs("train", "")
+    inputs |= {f"parent/{name}": output.sha256 for name, output in manifest.outputs.items()}
+    told = [inputs, workspace.config.digest_of_step("train"), STEP_VERSION]
+    key = f"{workspace.config.preset}-{digest_json(told)[:8]}"
+    done = workspace.manifest("train", key)
+    if done is not None and workspace.damage(done) is None:
+        return done
+    return _Training(workspace, key, inputs, manifest).run()
+
+
+def is_for_validation(subject: str, share: float) -> bool:
+    """Whether a training subject is set aside; its id alone decides, so that further subjects change nothing."""
+    return int(digest_json(["validation", subject])[:8], 16) < share * 16**8
+
+
+class _Training:
+    """One training under way: where it reads, what it is named, and who takes part."""
+
+    def __init__(
+        self,
+        workspace: Workspace,
+        key: str,
+        inputs: dict[str, str],
+        parent: Manifest | None = None,
+        processes: Processes | None = None,
+        device: str | None = None,
+    ) -> None:
+        from model.processes import Processes  # torch: loaded by the steps that need it alone
+        from model.training import best_device
+
+        self.workspace, self.key, self.inputs, self.parent = workspace, key, inputs, parent
+        self.processes, self.device = processes or Processes(), device or best_device()
+        self.config: TrainConfig = workspace.config.of_step("train")  # type: ignore[assignment]
+        self.seed = workspace.seed("train", "")
+        depends = [inputs, self.config.model_dump(mode="json"), self.seed]
+        self.checkpoints = Checkpoints(workspace.store, key, digest_json(depends))
+
+    def run(self) -> Manifest:
+        """Train and publish."""
+        manifest = self.run_together()
+        assert manifest is not None
+        return manifest
+
+    def run_together(self) -> Manifest | None:
+        """Train; publish if this is the first process."""
+        from model.head_model import HeadModel
+        from model.training import train
+        from model.training_data import TrainingData
+        from model.training_figures import training_figures
+
+        scans, held_out = self._scans()
+        parent = None if self.parent is None else self._model_of(self.parent)
+        template = self.workspace.template()
+        with ExitStack() as reading:
+            identity = reading.enter_context(self._identity_batches(scans))
+            data = TrainingData(
+                identity,
+                reading.enter_context(self._deformation_batches(scans)),
+                len(scans.subjects),
+                len(scans.scans),
+                identity.anchors_mm.mean(0, dtype=np.float64) if parent is None else parent.mean_anchors_mm,
+                template.anchor_pairs,
+                reading.enter_context(self._identity_batches(held_out)) if held_out.subjects else None,
+                len(held_out.subjects),
+            )
+            newest = self.checkpoints.newest()
+            self.processes.wait()  # until all have read it: the first one goes on to write others
+            trained = train(
+                self.config.training,
+                data,
+                self.checkpoints.save,
+                newest,
+                progress=lambda stage, done, of: self.workspace.tell(done, of, stage),
+                record=self.checkpoints.record,
+                seed=self.seed,
+                device=self.device,
+                start=None if parent is None else parent.warm_start(scans.subjects, scans.scans),
+                processes=self.processes,
+            )
+            if not self.processes.first:
+                return None
+            told = training_figures(trained, data)
+        head = HeadModel.of(
+            trained,
+            self.config.training.field,
+            scans.subjects,
+            scans.scans,
+            template,
+            head_box_mm(scans.subject_sources),
+            mean_plane(scans.throat_planes),
         )
-        trained = train(
-            config.training,
-            data,
-            checkpoints.save,
-            checkpoints.newest(),
-            progress=lambda stage, done, of: workspace.tell(done, of, stage),
-            seed=seed,
-            device=best_device(),
-        )
-        figures = Metrics.model_validate(training_figures(trained, data)).model_dump(exclude_none=True)
-    head = HeadModel.of(
-        trained,
-        config.training.field,
-        scans.subjects,
-        scans.scans,
-        template,
-        head_box_mm(scans.subject_sources),
-        mean_plane(scans.throat_planes),
-    )
-    curve = "".join(json.dumps(line, sort_keys=True) + "\n" for line in trained.curve)
-    outputs = head.to_files() | {"curve.jsonl": curve.encode(), "metrics.json": json.dumps(figures, indent=1).encode()}
-    manifest = workspace.commit("train", key, inputs=inputs, outputs=outputs, figures=figures)
-    checkpoints.clear()
-    return manifest
+        if parent is not None:
+            told |= against_parent(parent, head, scans)
+        figures = Metrics.model_validate(told).model_dump(exclude_none=True)
+        outputs = head.to_files() | curve_files(trained.curve)
+        outputs |= {"metrics.json": json.dumps(figures, indent=1).encode()}
+        manifest = self.workspace.commit("train", self.key, inputs=self.inputs, outputs=outputs, figures=figures)
+        self.checkpoints.clear()
+        return manifest
+
+    def _scans(self) -> tuple[TrainingScans, TrainingScans]:
+        """What is trained on, and what is set aside to validate with."""
+        every = training_scans(self.workspace)
+        aside = [one for one in every.subjects if is_for_validation(one, self.config.validation_share)]
+        if len(aside) == len(every.subjects):
+            aside = []
+        return every.of([one for one in every.subjects if one not in aside]), every.of(aside)
+
+    def _identity_batches(self, scans: TrainingScans) -> IdentityBatches:
+        config = self.config
+        counts = IdentityCounts(config.surface_points, config.near_points, config.space_points)
+        lines = min(config.subjects_per_step, len(scans.subjects))
+        return IdentityBatches(scans.subject_sources, counts, lines, seed=self.seed)
+
+    def _deformation_batches(self, scans: TrainingScans) -> DeformationBatches:
+        lines = min(self.config.scans_per_step, len(scans.scans))
+        points = self.config.pair_points
+        return DeformationBatches(scans.scan_sources, scans.subject_of_scan(), points, lines, seed=self.seed + 1)
+
+    def _model_of(self, manifest: Manifest) -> HeadModel:
+        from model.head_model import HeadModel
+
+        names = ("model.safetensors", "codes.safetensors", "config.json", "template.npz")
+        files = {name: self.workspace.read(manifest, name) for name in names}
+        parent = HeadModel.from_files(files, where=f"models/{manifest.key}")
+        if parent.config != self.config.training.field:
+            where, why = f"models/{manifest.key}", "its sizes are not those of train.training.field"
+            raise ConfigError(one_line("can't be gone on from", where, why, "train from nothing: 'nphm train'"))
+        return parent
+
+
+def against_parent(parent: HeadModel, head: HeadModel, scans: TrainingScans) -> dict[str, float]:
+    """What going on from a parent did to the subjects that it knew.
+
+    Returns:
+        ``known_subjects``; ``known_codes_moved``: root mean square of their codes' change over the codes' spread;
+        ``known_face_median_mm`` and ``parent_face_median_mm``: distance of their observed face samples from the new
+        fields and from the parent's.
+    """
+    known = [place for place, subject in enumerate(scans.subjects) if subject in parent.subjects]
+    if not known:
+        return {"known_subjects": 0.0}
+    moved, new, old = [], [], []
+    spread = max(float(np.sqrt(np.mean(parent.identity_std**2))), 1e-12)
+    for place in known:
+        subject, source = scans.subjects[place], scans.subject_sources[place]
+        change = head.identity_code(subject) - parent.identity_code(subject)
+        moved.append(float(np.mean((change / spread) ** 2)))
+        surface = decode_surface(source.read("surface", 0, min(source.rows("surface"), _POINTS_AGAINST_PARENT)))
+        points = surface["surface"][surface["face"] & surface["observed"]]
+        new.append(np.abs(head.sdf(points, subject)))
+        old.append(np.abs(parent.sdf(points, subject)))
+    told = {"known_subjects": float(len(known)), "known_codes_moved": float(np.sqrt(np.mean(moved)))}
+    for name, parts in (("known", new), ("parent", old)):
+        if sum(map(len, parts)):
+            told[f"{name}_face_median_mm"] = float(np.median(np.concatenate(parts)))
+    return {name: round(value, 4) for name, value in told.items()}
 
 
 def training_scans(workspace: Workspace) -> TrainingScans:
@@ -119,11 +260,12 @@ def training_scans(workspace: Workspace) -> TrainingScans:
     Raises:
         ConfigError: there are none.
     """
+    sources = SampleSources(workspace)
     sampled: dict[str, ScanSource] = {}
     for key in workspace.scans():
         manifest = workspace.manifest("sample", key)
         if workspace.split(key.partition("/")[0]) == "train" and manifest is not None and manifest.accepted:
-            sampled[key] = ShardSource(workspace.store, key, manifest.outputs)
+            sampled[key] = sources.open(key, manifest)
     canonical: dict[str, str] = {}
     for subject in sorted({key.partition("/")[0] for key in sampled}):
         own = workspace.canonical_key(subject)
@@ -166,6 +308,9 @@ def head_box_mm(sources: Sequence[ScanSource]) -> NDArray[np.float64]:
 class Checkpoints:
     """The last checkpoints of a training that is under way; those of other data or settings are never taken up.
 
+    Each holds the best weights so far too, where there is something to tell them by. The training curve lies beside
+    them, for TensorBoard to watch.
+
     Args:
         store: the workspace's store.
         key: the model's name.
@@ -175,19 +320,38 @@ class Checkpoints:
     def __init__(self, store: Store, key: str, digest: str) -> None:
         self._store, self._all = store, f"checkpoints/{key}"
         self._own = f"{self._all}/{digest[:16]}"
+        self._curve = bytearray()
+        self._events = bytearray(event_file_start())
 
     def save(self, name: str, data: bytes) -> None:
-        """Keep a checkpoint; names sort by progress, and the oldest ones go."""
+        """Keep a checkpoint and the curve up to it; names sort by progress, and the oldest ones go."""
         self._store.put(f"{self._own}/{name}", data)
-        for path in self._store.list(self._own)[:-_KEPT_CHECKPOINTS]:
+        self._store.put(f"{self._own}/curve/{JSON_LINES}", bytes(self._curve))
+        self._store.put(f"{self._own}/curve/{TENSORBOARD}", bytes(self._events))
+        for path in self._kept()[:-_KEPT_CHECKPOINTS]:
             self._store.delete(path)
+
+    def record(self, line: Mapping[str, Any]) -> None:
+        """Add a line to the curve, which is written with the next checkpoint."""
+        self._curve += encode_line(line)
+        self._events += event(line)
 
     def newest(self) -> bytes | None:
         """The checkpoint to go on from, or None."""
-        kept = self._store.list(self._own)
-        return self._store.get(kept[-1]) if kept else None
+        from model.checkpoint import decode  # torch: loaded by the steps that need it alone
+
+        kept = self._kept()
+        if not kept:
+            return None
+        data = self._store.get(kept[-1])
+        for line in decode(data, kept[-1])[1]["curve"]:
+            self.record(line)
+        return data
 
     def clear(self) -> None:
         """Remove all checkpoints of the model, once it is published."""
         for path in self._store.list(self._all):
             self._store.delete(path)
+
+    def _kept(self) -> list[str]:
+        return [path for path in self._store.list(self._own) if path.endswith(".safetensors")]

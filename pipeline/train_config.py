@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from model.config import TrainingConfig
 
-STEP_VERSION = 1
+STEP_VERSION = 2
 
 
 class TrainConfig(BaseModel):
@@ -24,6 +24,9 @@ class TrainConfig(BaseModel):
     space_points: int = Field(default=200, ge=1, description="points in space a subject and step")
     scans_per_step: int = Field(default=16, ge=1, description="scans in a batch of stage 2")
     pair_points: int = Field(default=500, ge=1, description="correspondences a scan and step")
+    validation_share: float = Field(
+        default=0.0, ge=0, lt=1, description="share of training subjects set aside to steer stage 1, drawn by their ids"
+    )
 
 
 class TrainThresholds(BaseModel):
@@ -57,6 +60,21 @@ class Metrics(BaseModel):
     head_p95_mm: float | None = Field(default=None, description="95 % of the same, mm")
     anchors_mean_mm: float = Field(description="mean distance of predicted from registered anchors, mm")
     posed_mean_mm: float | None = Field(default=None, description="mean error of posed pairs, mm; None without scans")
+    validation_face_median_mm: float | None = Field(
+        default=None, description="least median distance of face samples of subjects set aside, on the way, mm"
+    )
+    known_subjects: int | None = Field(
+        default=None, description="subjects that the model gone on from knew; None where training began from nothing"
+    )
+    known_codes_moved: float | None = Field(
+        default=None, description="root mean square of these subjects' codes' change, over the codes' spread"
+    )
+    known_face_median_mm: float | None = Field(
+        default=None, description="median distance of these subjects' face samples from their fields, mm"
+    )
+    parent_face_median_mm: float | None = Field(
+        default=None, description="the same from the fields of the model gone on from, mm"
+    )
 
 
 def judge_train(figures: Mapping[str, Any], thresholds: TrainThresholds) -> list[str]:

@@ -28,7 +28,8 @@ def plain_sdf(field: IdentityField, z_id: Tensor, points: Tensor, subject_index:
         network = k // 2 if k < 2 * layout.pairs else k - layout.pairs
         value = _network(field, network, torch.cat([x, z_global, z_local[:, k]], 1))
         if background:
-            weight = torch.full_like(value, config.background_weight)
+            left = torch.clamp(1 - denominator / config.background_limit, min=0)
+            weight = config.background_weight * left**2
         else:
             t = (local**2).sum(1) / reach**2
             weight = torch.exp(-config.sharpness * t) * torch.clamp(1 - t, min=0) ** 2

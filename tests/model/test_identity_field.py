@@ -34,6 +34,9 @@ def a_field(config: IdentityConfig) -> tuple[IdentityField, Tensor, Tensor, Tens
     """A field with random weights in float64, codes of two people, points, and whose each point is."""
     generator = torch.Generator().manual_seed(0)
     field = IdentityField(config, mean_anchors(), 5, generator).double()
+    reach = torch.cat([field.reach, field.reach.new_full((1,), config.background_reach_units)])
+    # what was rounded to single precision when the field was made, as exact as the rest
+    field.coordinate_scale = field.coordinate_scale.sign() * (config.coordinate_gain / reach)[:, None]
     z_id = 0.5 * torch.randn(2, field.layout.size, generator=generator, dtype=torch.float64)
     points = torch.rand(60, 3, generator=generator, dtype=torch.float64) * 1.6 - 0.8
     subject = torch.randint(0, 2, (60,), generator=generator)
@@ -111,7 +114,7 @@ def test_mirrored_person_has_the_mirrored_head() -> None:
         for side, codes, here in ((0, z_id[:1], points), (1, mirrored_id, points * flip)):
             prepared = field.prepare(codes, anchors)
             rows = field._rows(prepared, here[far], None)
-            in_pairs = rows.pairs.anchor < 10
+            in_pairs = pairs.anchor < 10
             if side == 0:
                 one = sorted(rows.x[: len(in_pairs)][in_pairs].tolist())
             else:

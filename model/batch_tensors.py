@@ -1,0 +1,60 @@
+"""From batches of arrays in mm to tensors in model units on the training's device."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from model.losses import DeformationSamplesBatch, IdentitySamplesBatch
+from model.units import to_units
+
+
+@dataclass(frozen=True)
+class BatchTensors:
+    """How batches become tensors.
+
+    Attributes:
+        device: where they are to lie.
+        guessed_weight: weight of samples whose nearest surface was filled in, not seen.
+    """
+
+    device: str
+    guessed_weight: float
+
+    def identity(self, batch: Mapping[str, NDArray]) -> IdentitySamplesBatch:
+        """A batch for the identity field."""
+        return IdentitySamplesBatch(
+            anchors=self.lengths(batch["anchors"]),
+            surface=self.lengths(batch["surface"]),
+            normal=self.tensor(batch["normal"]),
+            surface_weight=self._confidence(batch["observed"]),
+            face=self.tensor(batch["face"]),
+            near=self.lengths(batch["near"]),
+            near_sdf=self.lengths(batch["near_sdf"]),
+            near_weight=self._confidence(batch["near_observed"]),
+            space=self.lengths(batch["space"]),
+            space_sdf=self.lengths(batch["space_sdf"]),
+            space_weight=self._confidence(batch["space_observed"]),
+        )
+
+    def deformation(self, batch: Mapping[str, NDArray]) -> DeformationSamplesBatch:
+        """A batch for the deformation field."""
+        return DeformationSamplesBatch(
+            self.lengths(batch["canonical"]), self.lengths(batch["posed"]), self.tensor(batch["weight"])
+        )
+
+    def tensor(self, array: NDArray) -> Tensor:
+        """An array as it is."""
+        return torch.as_tensor(array).to(self.device)
+
+    def lengths(self, array_mm: NDArray) -> Tensor:
+        """An array in mm, in model units."""
+        return to_units(self.tensor(array_mm))
+
+    def _confidence(self, observed: NDArray) -> Tensor:
+        seen = self.tensor(observed).float()
+        return seen + (1 - seen) * self.guessed_weight

@@ -1,0 +1,81 @@
+"""What a step descends: the losses of a batch, by name and summed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from model.batch_tensors import BatchTensors
+from model.config import TrainingConfig
+from model.losses import Losses, deformation_losses, identity_losses, total
+from model.processes import Processes
+from model.trained_model import TrainedModel
+
+_ANYWHERE_UNITS = 1.25
+_ANYWHERE_POINTS = 25
+
+Batch = Mapping[str, NDArray]
+
+
+class Objective:
+    """The losses of both fields for this process's lines of a batch.
+
+    Args:
+        config: weights of the losses.
+        model: what is trained.
+        tensors: how batches become tensors.
+        noise: where the noise of a step is drawn from, for all lines of a batch in every process.
+        processes: who has the other lines.
+    """
+
+    def __init__(
+        self,
+        config: TrainingConfig,
+        model: TrainedModel,
+        tensors: BatchTensors,
+        noise: torch.Generator,
+        processes: Processes,
+    ) -> None:
+        self.config, self.model, self.tensors = config, model, tensors
+        self.noise, self.processes = noise, processes
+
+    def identity(self, batch: Batch) -> tuple[Losses, Tensor]:
+        """Stage 1."""
+        own, model = self.processes.part(batch), self.model
+        z_id = model.identity_codes(self.tensors.tensor(own["subject"]))
+        prepared = model.identity.prepare(z_id)
+        samples = self.tensors.identity(own)
+        losses = identity_losses(model.identity, prepared, z_id, samples, self.config, self.processes.mean)
+        return losses, total(losses, self.config.identity_losses)
+
+    def deformation(self, batch: Batch) -> tuple[Losses, Tensor]:
+        """Stage 2."""
+        own, model = self.processes.part(batch), self.model
+        z_id = model.identity_codes(self.tensors.tensor(own["subject"]))
+        z_ex = model.expression_codes(self.tensors.tensor(own["scan"]))
+        anchors = model.identity.anchors_head(model.identity.layout.split(z_id)[0])
+        scans = len(batch["scan"])
+        lines = self.processes.lines(scans)
+        noise = torch.randn(scans, self.config.field.deformation.compressed_dim, generator=self.noise)[lines]
+        anywhere = torch.rand(scans, _ANYWHERE_POINTS, 3, generator=self.noise)[lines]
+        device = self.tensors.device
+        prepared = model.deformation.prepare(z_id, anchors, z_ex, noise.to(device))
+        losses = deformation_losses(
+            model.deformation,
+            prepared,
+            z_ex,
+            self.tensors.deformation(own),
+            ((2 * anywhere - 1) * _ANYWHERE_UNITS).to(device),
+            self.config.deformation_losses,
+            self.processes.mean,
+        )
+        return losses, total(losses, self.config.deformation_losses)
+
+    def joint(self, identity: Batch, deformation: Batch) -> tuple[Losses, Tensor]:
+        """Both in one step; what moves the expressions moves the identities' codes too."""
+        shape, of_shape = self.identity(identity)
+        motion, of_motion = self.deformation(deformation)
+        return shape | motion, of_shape + of_motion

@@ -1,0 +1,121 @@
+"""Training in several processes: each sees its lines of every batch, and all take the same steps.
+
+A term's denominators are means over all processes too, so the losses and steps are those of a single process but for
+the order of sums. PyTorch's own wrapper asks for one forward call a step; the fields have several, and codes with
+sparse gradients, hence gradients are averaged here, after the backward pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from storage.errors import ConfigError, one_line
+
+
+@dataclass(frozen=True)
+class Processes:
+    """The processes that train together, as one of them sees them.
+
+    Attributes:
+        rank: which one this is, from 0.
+        world: how many there are.
+    """
+
+    rank: int = 0
+    world: int = 1
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the one that saves and tells."""
+        return self.rank == 0
+
+    def lines(self, count: int) -> slice:
+        """Which of a batch's lines are this process's.
+
+        Raises:
+            ConfigError: they can't be dealt out evenly.
+        """
+        if count % self.world:
+            why = f"{count} lines a batch for {self.world} processes"
+            remedy = "choose subjects_per_step and scans_per_step that the number of processes divides"
+            raise ConfigError(one_line("batches can't be dealt out evenly", "training", why, remedy))
+        return slice(self.rank, None, self.world)
+
+    def part(self, batch: Mapping[str, NDArray]) -> dict[str, NDArray]:
+        """This process's lines of a batch."""
+        return {name: values[self.lines(len(values))] for name, values in batch.items()}
+
+    @torch.no_grad()
+    def mean(self, value: Tensor) -> Tensor:
+        """Mean of a tensor over all processes, as a constant."""
+        value = value.detach()
+        if self.world == 1:
+            return value
+        value = value.clone()
+        dist.all_reduce(value)
+        return value / self.world
+
+    def mean_gradients(self, networks: Sequence[nn.Parameter], codes: nn.Parameter) -> None:
+        """Let every process hold the mean of all processes' gradients; the codes' stay sparse."""
+        if self.world == 1:
+            return
+        owned = [p for p in networks if p.requires_grad]
+        flat = torch.cat([torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in owned])
+        mean = self.mean(flat).split([p.numel() for p in owned])
+        for parameter, part in zip(owned, mean, strict=True):
+            parameter.grad = part.view_as(parameter).clone()
+        touched = torch.zeros(len(codes), device=codes.device)
+        values = torch.zeros_like(codes)
+        if codes.grad is not None:
+            gradient = codes.grad.coalesce()
+            touched[gradient.indices()[0]] = 1
+            values[gradient.indices()[0]] = gradient.values()
+        values = self.mean(values)
+        index = self.mean(touched).nonzero()[:, 0]
+        if len(index):
+            codes.grad = torch.sparse_coo_tensor(index[None], values[index], codes.shape, is_coalesced=True)
+
+    def agree(self, value: float) -> float:
+        """The first process's value."""
+        if self.world == 1:
+            return value
+        device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+        told = torch.tensor([value], dtype=torch.float64, device=device)
+        dist.broadcast(told, 0)
+        return float(told)
+
+    def wait(self) -> None:
+        """Return once all processes are here."""
+        self.agree(0.0)
+
+
+ALONE = Processes()
+"""A single process."""
+
+
+def join(rank: int, world: int, local_rank: int) -> tuple[Processes, str]:
+    """Join the processes that ``torchrun`` started; its own environment says where they meet.
+
+    Args:
+        rank, world: this process's number and how many there are.
+        local_rank: its number on this host, which is its GPU's where there are GPUs.
+
+    Returns:
+        The processes, and the device that this one is to use.
+    """
+    on_gpu = torch.cuda.is_available()
+    if on_gpu:
+        torch.cuda.set_device(local_rank)
+    dist.init_process_group("nccl" if on_gpu else "gloo", rank=rank, world_size=world)
+    return Processes(rank, world), f"cuda:{local_rank}" if on_gpu else "cpu"
+
+
+def leave() -> None:
+    """Part from the other processes."""
+    dist.destroy_process_group()

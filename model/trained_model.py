@@ -1,0 +1,99 @@
+"""Fields and codes while they are trained: at their start, on the way, at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from model.checkpoint import load_module, module_tensors
+from model.codes import CodeBook
+from model.config import TrainingConfig
+from model.deformation_field import DeformationField
+from model.identity_field import IdentityField
+from model.training_data import TrainingData
+from model.units import to_units
+
+
+@dataclass(frozen=True)
+class WarmStart:
+    """What an earlier model gives a new one to go on from.
+
+    Attributes:
+        weights: both fields' tensors by name, as a model folder holds them.
+        identity_codes: (subjects, D): those of known subjects, the mean of all for new ones.
+        expression_codes: (scans, E): likewise.
+    """
+
+    weights: Mapping[str, Tensor]
+    identity_codes: Tensor
+    expression_codes: Tensor
+
+
+@dataclass
+class TrainedModel:
+    """Fields, codes and training curve as they stand.
+
+    Attributes:
+        identity, deformation: the fields.
+        identity_codes: (subjects, D).
+        expression_codes: (scans, E).
+        curve: lines with stage, step, rate, loss and each unweighted term.
+    """
+
+    identity: IdentityField
+    deformation: DeformationField
+    identity_codes: CodeBook
+    expression_codes: CodeBook
+    curve: list[dict[str, Any]]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All weights, buffers and codes by name."""
+        return {name: tensor for prefix, part in self._parts() for name, tensor in module_tensors(part, prefix).items()}
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take up what ``tensors`` gave."""
+        for prefix, part in self._parts():
+            load_module(part, prefix, tensors)
+
+    @torch.no_grad()
+    def warm(self, start: WarmStart) -> None:
+        """Take up an earlier model's weights and codes.
+
+        Raises:
+            ConfigError: the earlier model has another architecture or other anchors.
+        """
+        for prefix, part in self._parts()[:2]:
+            load_module(part, prefix, start.weights, "the model to go on from")
+        self.identity_codes.codes.copy_(start.identity_codes)
+        self.expression_codes.codes[: len(start.expression_codes)].copy_(start.expression_codes)
+
+    def to(self, device: str) -> None:
+        """Move everything to a device."""
+        for _, part in self._parts():
+            part.to(device)
+
+    def _parts(self) -> tuple[tuple[str, torch.nn.Module], ...]:
+        return (
+            ("identity", self.identity),
+            ("deformation", self.deformation),
+            ("identity_codes", self.identity_codes),
+            ("expression_codes", self.expression_codes),
+        )
+
+
+def new_model(config: TrainingConfig, data: TrainingData, seed: int) -> TrainedModel:
+    """Fields and codes at their start, drawn from a seed."""
+    generator = torch.Generator().manual_seed(seed)
+    anchors = torch.as_tensor(to_units(np.asarray(data.mean_anchors_mm, np.float32)))
+    identity = IdentityField(config.field.identity, anchors, data.anchor_pairs, generator)
+    size = identity.layout.size
+    deformation = DeformationField(config.field.deformation, size, len(anchors), generator)
+    identity_codes = CodeBook(data.subjects, size, config.stage1.code_init, generator)
+    expression_dim = config.field.deformation.expression_dim
+    expression_codes = CodeBook(max(data.scans, 1), expression_dim, config.stage2.code_init, generator)
+    return TrainedModel(identity, deformation, identity_codes, expression_codes, [])

@@ -1,0 +1,49 @@
+"""What a training is given: batches, counts and mean anchors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class BatchSource(Protocol):
+    """Endless batches of NumPy arrays (mm, head frame) that can be taken up anywhere."""
+
+    def __next__(self) -> Mapping[str, NDArray]:
+        """The next batch."""
+
+    def state(self) -> dict[str, Any]:
+        """Where the iteration stands, as plain values."""
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state."""
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """What a model is trained on.
+
+    Attributes:
+        identity: batches with ``subject``, ``anchors``, ``surface``, ``normal``, ``face``, ``observed``, ``near``,
+            ``near_sdf``, ``near_observed``, ``space``, ``space_sdf``, ``space_observed``.
+        deformation: batches with ``scan``, ``subject``, ``canonical``, ``posed``, ``weight``; None without expressions.
+        subjects: number of subjects, of which ``subject`` is a place.
+        scans: number of scans with expressions, of which ``scan`` is a place.
+        mean_anchors_mm: (K, 3) head frame, mirrored pairs first, interleaved.
+        anchor_pairs: number of mirrored pairs.
+        validation: batches like ``identity`` of subjects that are not trained on; None without such.
+        validation_subjects: their number, of which ``subject`` in these batches is a place.
+    """
+
+    identity: BatchSource
+    deformation: BatchSource | None
+    subjects: int
+    scans: int
+    mean_anchors_mm: NDArray[np.floating]
+    anchor_pairs: int
+    validation: BatchSource | None = None
+    validation_subjects: int = 0
