@@ -2,49 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.sample_blocks import Drawn, Rows, draw_blocks, drawn_until, rows_of_block
 from pipeline.sample_config import IdentitySampleConfig
-from pipeline.sample_format import IdentitySamples
-from registration.mesh import Mesh, sample_surface, vertex_normals
-from registration.scan_regions import PointRegions, find_scan_regions
-from registration.signed_distance import SignedDistanceField, SignedDistances
+from registration.mesh import Mesh, face_areas, vertex_normals
+from registration.point_order import morton_order
+from registration.scan_regions import find_scan_regions
+from registration.signed_distance import SignedDistanceField
 from registration.template import REGIONS, Template
+from storage.errors import ScanRejected, one_line
+
+IDENTITY_PARTS = ("surface", "near", "space")
 
 _DENSITY_CELL_MM = 2.0
 
 
-@dataclass(frozen=True)
-class SampledIdentity:
-    """What sampling a canonical scan gave.
+class IdentitySampler:
+    """Draws the samples of one canonical scan (section 3.2 of the paper: surface, near and free-space points).
 
-    Attributes:
-        samples: rows in random order.
-        figures: shares and counts, for the verdict.
-    """
-
-    samples: IdentitySamples
-    figures: dict[str, Any]
-
-
-def sample_identity(
-    clean: Mesh,
-    watertight: Mesh,
-    registration: Mesh,
-    template: Template,
-    throat_plane: NDArray[np.floating],
-    T_world_from_head: NDArray[np.floating],
-    config: IdentitySampleConfig,
-    seed: int,
-) -> SampledIdentity:
-    """Sample a canonical scan (section 3.2 of the paper: surface, near and free-space points of the identity field).
-
-    Nothing below the throat plane is kept, nor a near or space point on whose side the scan and its companion disagree.
+    Nothing below the throat plane is drawn, nor a near or space point on whose side scan and companion disagree.
 
     Args:
         clean: the cleaned scan, world frame, mm; per-vertex ``observed`` where known.
@@ -55,113 +36,153 @@ def sample_identity(
         T_world_from_head: (4, 4) rigid.
         config: numbers of points, spreads and densities.
         seed: of the draws; same inputs and seed, same samples.
+
+    Raises:
+        ScanRejected: nothing of the scan lies above the throat plane.
     """
-    T_head_from_world = np.linalg.inv(T_world_from_head)
-    scan, companion = clean.transformed(T_head_from_world), watertight.transformed(T_head_from_world)
-    rng = np.random.default_rng(seed)
-    field = SignedDistanceField(scan, companion, config.companion_off_mm, threads=1)
-    density = _face_density(scan, registration, template, throat_plane, config)
-    surface, normal, seen = _draw_surface(scan, config.surface_points, density, rng)
-    kept = _above(surface, throat_plane)
-    surface, normal, seen = surface[kept], normal[kept], seen[kept]
-    where = find_scan_regions(surface, registration, template, config.standoff_mm)
-    near, near_found, near_disputed = _near(scan, field, density, throat_plane, config, rng)
-    space = rng.uniform(config.space_low_mm, config.space_high_mm, (config.space_points, 3)).astype(np.float32)
-    space = space[_above(space, throat_plane)]
-    space, space_found, _ = _undisputed(space, field.query(space))
-    on, around, out = (rng.permutation(len(rows)) for rows in (surface, near, space))
-    samples = IdentitySamples(
-        surface=surface[on],
-        normal=normal[on],
-        region=where.region[on],
-        face=where.face[on],
-        observed=seen[on],
-        near=near[around],
-        near_sdf=near_found.distance_mm[around],
-        near_observed=near_found.observed[around],
-        space=space[out],
-        space_sdf=space_found.distance_mm[out],
-        space_observed=space_found.observed[out],
-        anchors=registration.vertices[template.anchors],
-    )
-    return SampledIdentity(samples, _figures(samples, where, near_disputed))
+
+    def __init__(
+        self,
+        clean: Mesh,
+        watertight: Mesh,
+        registration: Mesh,
+        template: Template,
+        throat_plane: NDArray[np.floating],
+        T_world_from_head: NDArray[np.floating],
+        config: IdentitySampleConfig,
+        seed: int,
+    ) -> None:
+        T_head_from_world = np.linalg.inv(T_world_from_head)
+        self._scan = clean.transformed(T_head_from_world)
+        self._field = SignedDistanceField(
+            self._scan, watertight.transformed(T_head_from_world), config.companion_off_mm, threads=1
+        )
+        self._registration, self._template = registration, template
+        self._plane = np.asarray(throat_plane, np.float64)
+        self._config, self._seed = config, seed
+        self._normals = vertex_normals(self._scan.vertices, self._scan.faces)
+        self._cumulative = np.cumsum(face_areas(self._scan.vertices, self._scan.faces) * self._density())
+        if not self._cumulative[-1] > 0:
+            why = "nothing of the scan lies above the throat plane"
+            raise ScanRejected(one_line("gives no identity samples", "sampling", why, "check its registration"))
+
+    @property
+    def anchors_mm(self) -> NDArray[np.float32]:
+        """(K, 3) the subject's anchors, head frame."""
+        return self._registration.vertices[self._template.anchors]
+
+    def rows(self, part: str) -> int:
+        """How many rows a set has: ``surface``, ``near`` or ``space``."""
+        return int(getattr(self._config, f"{part}_points"))
+
+    def draw(self, part: str, blocks: Sequence[int]) -> Drawn:
+        """Rows of some blocks of a set, head frame, mm, float32.
+
+        ``surface``: surface, normal, region, face, observed. ``near`` and ``space``: the points under the set's name,
+        with ``_sdf`` and ``_observed`` added to it.
+
+        Raises:
+            ScanRejected: too few points can be drawn.
+        """
+        lengths = {block: rows_of_block(self.rows(part), block) for block in blocks}
+        if part == "surface":
+            return draw_blocks(self._seed, part, lengths, self._on_surface, self._labelled)
+        candidates = self._near if part == "near" else self._in_space
+        return draw_blocks(self._seed, part, lengths, candidates, lambda rows: self._measured(part, rows["points"]))
+
+    def _density(self) -> NDArray[np.float64]:
+        """(m,) density of each triangle, found once for each small cell of space; none wholly below the throat."""
+        scan = self._scan
+        corner = scan.vertices[scan.faces]
+        middle = corner.mean(1)
+        cell = np.floor((middle - middle.min(0)) / _DENSITY_CELL_MM).astype(np.int64)
+        size = cell.max(0) + 1
+        flat = (cell[:, 0] * size[1] + cell[:, 1]) * size[2] + cell[:, 2]
+        member = np.zeros(int(size.prod()), np.int64)
+        member[flat[::-1]] = np.arange(len(flat))[::-1]  # the first triangle in each cell speaks for it
+        speaker = member[flat]
+        first = np.flatnonzero(speaker == np.arange(len(flat)))
+        first = first[morton_order(middle[first])]
+        region = np.zeros(len(flat), np.uint8)
+        found = find_scan_regions(middle[first], self._registration, self._template, self._config.standoff_mm)
+        region[first] = found.region
+        above = self._above(scan.vertices)[scan.faces].any(1)
+        return np.asarray(self._config.density.by_code()[region[speaker]] * above)
+
+    def _above(self, points: NDArray[np.floating]) -> NDArray[np.bool_]:
+        return np.asarray(points @ self._plane[:3] + self._plane[3] >= 0)
+
+    def _drawn(self, rng: np.random.Generator, count: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """Triangles, sorted, and barycentric coordinates in them."""
+        places = np.sort(rng.random(count)) * self._cumulative[-1]
+        face = np.searchsorted(self._cumulative, places, side="right").clip(0, len(self._cumulative) - 1)
+        r, s = np.sqrt(rng.random(count)), rng.random(count)
+        return face, np.stack([1 - r, r * (1 - s), r * s], 1)
+
+    def _points(self, face: NDArray[np.int64], bary: NDArray[np.float64]) -> NDArray[np.float64]:
+        corner = self._scan.vertices[self._scan.faces[face]].astype(np.float64)
+        return np.einsum("nk,nkc->nc", bary, corner)
+
+    def _on_surface(self, rng: np.random.Generator, count: int) -> Rows:
+        def draw(rng: np.random.Generator, count: int) -> tuple[Rows, NDArray[np.bool_]]:
+            face, bary = self._drawn(rng, count)
+            points = self._points(face, bary)
+            return {"points": points, "triangle": face, "bary": bary}, self._above(points)
+
+        return drawn_until(rng, count, draw)
+
+    def _near(self, rng: np.random.Generator, count: int) -> Rows:
+        def draw(rng: np.random.Generator, count: int) -> tuple[Rows, NDArray[np.bool_]]:
+            points = self._points(*self._drawn(rng, count))
+            spread = np.where(np.arange(count) % 2 == 0, *self._config.near_spreads_mm)
+            points += rng.normal(size=points.shape) * spread[:, None]
+            return {"points": points.astype(np.float32)}, self._above(points)
+
+        return drawn_until(rng, count, draw)
+
+    def _in_space(self, rng: np.random.Generator, count: int) -> Rows:
+        def draw(rng: np.random.Generator, count: int) -> tuple[Rows, NDArray[np.bool_]]:
+            points = rng.uniform(self._config.space_low_mm, self._config.space_high_mm, (count, 3))
+            return {"points": points.astype(np.float32)}, self._above(points)
+
+        return drawn_until(rng, count, draw)
+
+    def _labelled(self, rows: Rows) -> tuple[Rows, NDArray[np.bool_]]:
+        """Interpolated unit normals, regions, and whether the rig saw the place."""
+        points, face, bary = rows["points"], rows["triangle"], rows["bary"]
+        corner = self._scan.faces[face]
+        normal = np.einsum("nk,nkc->nc", bary, self._normals[corner])
+        normal /= np.maximum(np.linalg.norm(normal, axis=1, keepdims=True), 1e-12)
+        observed = self._scan.attributes.get("observed")
+        seen = np.ones(len(points), bool) if observed is None else (observed[corner] != 0).sum(1) >= 2
+        order = morton_order(points)
+        found = find_scan_regions(points[order], self._registration, self._template, self._config.standoff_mm)
+        region, on_face = np.empty(len(points), np.uint8), np.empty(len(points), bool)
+        region[order], on_face[order] = found.region, found.face
+        labelled = {
+            "surface": points.astype(np.float32),
+            "normal": normal.astype(np.float32),
+            "region": region,
+            "face": on_face,
+            "observed": seen,
+        }
+        return labelled, np.ones(len(points), bool)
+
+    def _measured(self, part: str, points: NDArray[np.float32]) -> tuple[Rows, NDArray[np.bool_]]:
+        found = self._field.query(points)
+        return {part: points, f"{part}_sdf": found.distance_mm, f"{part}_observed": found.observed}, ~found.disputed
 
 
-def _above(points: NDArray, throat_plane: NDArray[np.floating]) -> NDArray[np.bool_]:
-    plane = np.asarray(throat_plane, np.float64)
-    return np.asarray(points @ plane[:3] + plane[3] >= 0)
-
-
-def _face_density(
-    scan: Mesh,
-    registration: Mesh,
-    template: Template,
-    throat_plane: NDArray[np.floating],
-    config: IdentitySampleConfig,
-) -> NDArray[np.float64]:
-    """(m,) density of each triangle, found once for each small cell of space; none wholly below the throat."""
-    corner = scan.vertices[scan.faces]
-    cell = np.floor(corner.mean(1) / _DENSITY_CELL_MM).astype(np.int64)
-    cell -= cell.min(0)
-    _, first, which = np.unique(np.ravel_multi_index(tuple(cell.T), tuple(cell.max(0) + 1)), True, True)
-    region = find_scan_regions(corner[first].mean(1), registration, template, config.standoff_mm).region[which]
-    above = _above(corner.reshape(-1, 3), throat_plane).reshape(-1, 3).any(1)
-    return np.asarray(config.density.by_code()[region] * above)
-
-
-def _draw_surface(
-    scan: Mesh, count: int, density: NDArray[np.float64], rng: np.random.Generator
-) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.bool_]]:
-    """Points, their interpolated unit normals, and whether they were seen."""
-    points, face, bary = sample_surface(scan, count, rng, density)
-    corner = scan.faces[face]
-    normal = np.einsum("nk,nkc->nc", bary, vertex_normals(scan.vertices, scan.faces)[corner])
-    normal /= np.maximum(np.linalg.norm(normal, axis=1, keepdims=True), 1e-12)
-    observed = scan.attributes.get("observed")
-    seen = np.ones(count, bool) if observed is None else (observed[corner] != 0).sum(1) >= 2
-    return points.astype(np.float32), normal.astype(np.float32), seen
-
-
-def _near(
-    scan: Mesh,
-    field: SignedDistanceField,
-    density: NDArray[np.float64],
-    throat_plane: NDArray[np.floating],
-    config: IdentitySampleConfig,
-    rng: np.random.Generator,
-) -> tuple[NDArray[np.float32], SignedDistances, float]:
-    points, _, _ = sample_surface(scan, config.near_points, rng, density)
-    spread = np.where(np.arange(config.near_points) % 2 == 0, *config.near_spreads_mm)
-    points += rng.normal(size=points.shape) * spread[:, None]
-    near = points[_above(points, throat_plane)].astype(np.float32)
-    return _undisputed(near, field.query(near))
-
-
-def _undisputed(
-    points: NDArray[np.float32], found: SignedDistances
-) -> tuple[NDArray[np.float32], SignedDistances, float]:
-    """The points whose side is agreed upon, and the share that was left out."""
-    keep = ~found.disputed
-    kept = SignedDistances(found.distance_mm[keep], found.observed[keep], found.disputed[keep])
-    return points[keep], kept, float(found.disputed.mean()) if len(points) else 0.0
-
-
-def _figures(samples: IdentitySamples, where: PointRegions, disputed: float) -> dict[str, Any]:
-    shares: Mapping[str, float] = {
-        name: float((samples.region == code).mean()) for code, name in enumerate(REGIONS) if len(samples.region)
-    }
+def identity_figures(surface: Rows, near: Drawn, space: Rows) -> dict[str, Any]:
+    """Shares for the verdict, over some rows of each set."""
+    region, face, seen = surface["region"], surface["face"], surface["observed"]
+    shares: Mapping[str, float] = {name: float((region == code).mean()) for code, name in enumerate(REGIONS)}
     return {
-        "surface_count": len(samples.surface),
-        "near_count": len(samples.near),
-        "space_count": len(samples.space),
         "region_shares": {name: round(share, 4) for name, share in shares.items()},
-        "face_share": round(float(samples.face.mean()), 4),
-        "face_observed_share": round(float(samples.observed[samples.face].mean()), 4) if samples.face.any() else 0.0,
-        "observed_share": round(float(samples.observed.mean()), 4),
-        "near_observed_share": round(float(samples.near_observed.mean()), 4),
-        "near_disputed_share": round(disputed, 5),
-        "space_inside_share": round(float((samples.space_sdf < 0).mean()), 4),
-        "face_standoff_median_mm": round(float(np.median(np.abs(where.standoff_mm[where.face]))), 4)
-        if where.face.any()
-        else None,
+        "face_share": round(float(face.mean()), 4),
+        "face_observed_share": round(float(seen[face].mean()), 4) if face.any() else 0.0,
+        "observed_share": round(float(seen.mean()), 4),
+        "near_observed_share": round(float(near.rows["near_observed"].mean()), 4),
+        "near_disputed_share": round(near.refused_share, 5),
+        "space_inside_share": round(float((space["space_sdf"] < 0).mean()), 4),
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,8 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from registration.template import REGIONS
 
-STEP_VERSION = 1
-
+STEP_VERSION = 2
 
 Point = tuple[float, float, float]
 
@@ -78,14 +77,16 @@ class DeformationSampleConfig(BaseModel):
     extension_share: float = Field(
         default=0.2, ge=0, le=0.9, description="share of the pairs that carry the motion further out"
     )
-    extension_reach_mm: float = Field(default=40.0, gt=0, description="how far out from scalp, ears and neck, mm")
+    extension_reach_mm: float = Field(default=90.0, gt=0, description="how far out from scalp, ears and neck, mm")
     face_extension_reach_mm: float = Field(default=12.0, gt=0, description="how far out from the face, mm")
     inward_reach_mm: float = Field(default=12.0, gt=0, description="how far inward everywhere, mm")
     residual_scale_mm: float = Field(
         default=1.5, gt=0, description="a registration's residual at which a pair counts 1/e, mm"
     )
     unobserved_weight: float = Field(default=0.3, ge=0, le=1, description="weight where the registration saw nothing")
-    extension_weight: float = Field(default=0.5, ge=0, le=1, description="weight of an extension pair over its foot's")
+    extension_weight: float = Field(
+        default=0.5, ge=0, le=1, description="weight of an extension pair over its surface's"
+    )
     density: RegionDensity = RegionDensity()
 
 
@@ -94,6 +95,10 @@ class SampleConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    keep: Literal["stored", "on_the_fly"] = Field(
+        default="stored",
+        description="stored: all samples as shards; on_the_fly: none, training draws the same ones from the meshes",
+    )
     identity: IdentitySampleConfig = IdentitySampleConfig()
     deformation: DeformationSampleConfig = DeformationSampleConfig()
 

@@ -147,31 +147,44 @@ def quantise_samples(samples: IdentitySamples | DeformationSamples, where: str) 
     Raises:
         ScanRejected: a point lies too far out to be stored.
     """
+    rows = dict(vars(samples))
     if isinstance(samples, DeformationSamples):
-        canonical = COLUMNS["pair_canonical"].quantise(samples.canonical, where)
-        posed = COLUMNS["pair_canonical"].quantise(samples.posed, where)
+        rows["pair_region"] = rows["region"]
+        return encode_rows("pairs", rows, where)
+    stored = {"anchors": samples.anchors.astype(np.float32)}
+    for part in ("surface", "near", "space"):
+        stored |= encode_rows(part, rows, where)
+    return stored
+
+
+def encode_rows(part: str, rows: Mapping[str, NDArray], where: str) -> dict[str, NDArray]:
+    """Stored values of a set's rows, given as a batch holds them; ``DECODERS`` lead back.
+
+    Raises:
+        ScanRejected: a point lies too far out to be stored.
+    """
+    if part == "pairs":
+        canonical = COLUMNS["pair_canonical"].quantise(rows["canonical"], where)
+        posed = COLUMNS["pair_canonical"].quantise(rows["posed"], where)
         steps = posed.astype(np.int32) - canonical  # on the grid, so that posed keeps the position's own error bound
         return {
             "pair_canonical": canonical,
             "pair_displacement": COLUMNS["pair_displacement"].quantise(steps * POSITION_STEP_MM, where),
-            "pair_region": samples.region,
-            "pair_weight": COLUMNS["pair_weight"].quantise(samples.weight, where),
+            "pair_region": rows["pair_region"],
+            "pair_weight": COLUMNS["pair_weight"].quantise(rows["weight"], where),
         }
-    stored: dict[str, NDArray] = {
-        "surface_position": samples.surface,
-        "near_position": samples.near,
-        "near_distance": samples.near_sdf,
-        "space_position": samples.space,
-        "space_distance": samples.space_sdf,
-    }
-    stored = {name: COLUMNS[name].quantise(values, where) for name, values in stored.items()}
-    return stored | {
-        "surface_normal": encode_octahedral(samples.normal),
-        "surface_region": samples.region,
-        "surface_flags": (samples.face * FACE + samples.observed * OBSERVED).astype(np.uint8),
-        "near_flags": (samples.near_observed * OBSERVED).astype(np.uint8),
-        "space_flags": (samples.space_observed * OBSERVED).astype(np.uint8),
-        "anchors": samples.anchors.astype(np.float32),
+    position = COLUMNS[f"{part}_position"].quantise(rows[part], where)
+    if part == "surface":
+        return {
+            "surface_position": position,
+            "surface_normal": encode_octahedral(rows["normal"]),
+            "surface_region": rows["region"],
+            "surface_flags": (rows["face"] * FACE + rows["observed"] * OBSERVED).astype(np.uint8),
+        }
+    return {
+        f"{part}_position": position,
+        f"{part}_distance": COLUMNS[f"{part}_distance"].quantise(rows[f"{part}_sdf"], where),
+        f"{part}_flags": (rows[f"{part}_observed"] * OBSERVED).astype(np.uint8),
     }
 
 

@@ -10,6 +10,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.sample_blocks import GROUP_BLOCKS, block_count, rows_of_block
 from pipeline.sample_format import (
     COLUMNS,
     DECODERS,
@@ -85,14 +86,14 @@ class MemorySource:
 class BlockCache:
     """Blocks of stored rows, the least recently used dropped once there are too many bytes.
 
-    A read costs about the same whatever its length, so each fetches as many blocks as leave room for those of all
-    scans.
+    A walk takes the blocks of a group one after the other, so a read fetches as many of them as leave room for as many
+    of every scan.
     """
 
     def __init__(self, sources: Sequence[ScanSource], parts: Iterable[str], limit_bytes: int) -> None:
         self._sources, self._limit = sources, limit_bytes
         one_of_each = len(sources) * sum(CHUNK_ROWS * row_bytes(part) for part in parts)
-        self._span = max(1, limit_bytes // max(one_of_each, 1))
+        self._span = min(max(1, limit_bytes // max(one_of_each, 1)), GROUP_BLOCKS)
         self._held: OrderedDict[tuple[int, str, int], Raw] = OrderedDict()
         self._bytes = 0
 
@@ -103,17 +104,15 @@ class BlockCache:
             self._held.move_to_end(key)
             return self._held[key]
         source = self._sources[scan]
-        first = number // self._span * self._span
-        start, stop = first * CHUNK_ROWS, min((first + self._span) * CHUNK_ROWS, source.rows(part))
-        raw = source.read(part, start, stop)
-        wanted: Raw = {}
-        for place in range(-(-(stop - start) // CHUNK_ROWS)):
+        group = number // GROUP_BLOCKS * GROUP_BLOCKS
+        first = group + (number - group) // self._span * self._span
+        last = min(first + self._span, group + GROUP_BLOCKS, block_count(source.rows(part)))
+        raw = source.read(part, first * CHUNK_ROWS, min(last * CHUNK_ROWS, source.rows(part)))
+        for place in range(last - first):
             rows = slice(place * CHUNK_ROWS, (place + 1) * CHUNK_ROWS)
-            block = {name: column[rows].copy() for name, column in raw.items()}
-            self._hold((scan, part, first + place), block)
-            if first + place == number:
-                wanted = block
-        return wanted
+            self._hold((scan, part, first + place), {name: column[rows].copy() for name, column in raw.items()})
+        wanted = slice((number - first) * CHUNK_ROWS, (number - first + 1) * CHUNK_ROWS)
+        return {name: column[wanted] for name, column in raw.items()}
 
     def _hold(self, key: tuple[int, str, int], block: Raw) -> None:
         if key in self._held:
@@ -160,19 +159,17 @@ class Shuffler:
         return self._drawn[words]
 
     def take(self, scan: int, part: str, start: int, count: int) -> list[Raw]:
-        """Rows ``start`` to ``start + count`` of a scan's stream, in pieces."""
+        """Rows ``start`` to ``start + count`` of a scan's stream, in pieces.
+
+        Each pass has its own order of the groups of blocks, and its own stride through each block.
+        """
         rows = self._sources[scan].rows(part)
-        blocks = -(-rows // CHUNK_ROWS)
         word = _PARTS.index(part)
         pieces: list[Raw] = []
         while count:
             turn, at = divmod(start, rows)
-            order = self.order(blocks, scan, word, turn)
-            lengths = np.minimum(CHUNK_ROWS, rows - order * CHUNK_ROWS)
-            ends = np.cumsum(lengths)
-            place = int(np.searchsorted(ends, at, side="right"))
-            length, number = int(lengths[place]), int(order[place])
-            inside = at - int(ends[place]) + length
+            number, inside = self._place(rows, at, scan, word, turn)
+            length = rows_of_block(rows, number)
             taken = min(count, length - inside)
             first, stride = self._walk(length, scan, word, turn, number)
             pick = (first + stride * np.arange(inside, inside + taken)) % length
@@ -181,6 +178,20 @@ class Shuffler:
             start += taken
             count -= taken
         return pieces
+
+    def _place(self, rows: int, at: int, *words: int) -> tuple[int, int]:
+        """The block, and the row in it, of a place in a pass."""
+        order, ends = self._kept((2, rows, *words), lambda rng: _group_walk(rng, rows))
+        turn = int(ends.searchsorted(at, side="right"))
+        inside = at - (int(ends[turn - 1]) if turn else 0)
+        return int(order[turn]) * GROUP_BLOCKS + inside // CHUNK_ROWS, inside % CHUNK_ROWS
+
+
+def _group_walk(rng: np.random.Generator, rows: int) -> NDArray[np.int64]:
+    """Groups of blocks in random order, and the rows passed at the end of each: (2, groups)."""
+    group_rows = GROUP_BLOCKS * CHUNK_ROWS
+    order = rng.permutation(-(-rows // group_rows))
+    return np.stack([order, np.cumsum(np.minimum(group_rows, rows - order * group_rows))])
 
 
 def _stride(rng: np.random.Generator, count: int) -> int:

@@ -11,12 +11,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numba
 import numpy as np
 import open3d as o3d
 from numpy.typing import NDArray
 from scipy.ndimage import distance_transform_edt
 
 from registration.mesh import Mesh, face_normals
+from registration.point_order import morton_order
 
 _RAYS = (
     (0.131, 0.958, 0.255),
@@ -72,6 +74,13 @@ class SignedDistanceField:
     def query(self, points_mm: NDArray[np.floating]) -> SignedDistances:
         """Signed distances of (n, 3) points in the meshes' frame."""
         points = np.ascontiguousarray(points_mm, np.float32).reshape(-1, 3)
+        order = morton_order(points)
+        found = self._query(points[order])
+        place = np.empty_like(order)
+        place[order] = np.arange(len(order))
+        return SignedDistances(found.distance_mm[place], found.observed[place], found.disputed[place])
+
+    def _query(self, points: NDArray[np.float32]) -> SignedDistances:
         hit = self._clean.compute_closest_points(_tensor(points), nthreads=self._threads)
         away = points - hit["points"].numpy()
         distance = np.sqrt(np.einsum("nc,nc->n", away, away))
@@ -117,24 +126,15 @@ class _Orientation:
 
     def __init__(self, mesh: Mesh) -> None:
         faces = mesh.faces.astype(np.int64)
-        count = len(mesh.vertices)
         self._faces = faces
         self._face = face_normals(mesh.vertices, faces)
-        ends = np.sort(faces[:, [[1, 2], [2, 0], [0, 1]]], axis=2)  # the edge opposite each corner
-        _, edge, times = np.unique(
-            ends[..., 0].ravel() * count + ends[..., 1].ravel(), return_inverse=True, return_counts=True
-        )
-        total = _scatter(edge, np.repeat(self._face, 3, axis=0), len(times))
-        self._edge = total[edge].reshape(-1, 3, 3)
-        self._edge_open = (times[edge] != 2).reshape(-1, 3)
-        corner = mesh.vertices.astype(np.float64)[faces]
-        one, two = (np.roll(corner, -k, axis=1) - corner for k in (1, 2))
-        lengths = np.linalg.norm(one, axis=2) * np.linalg.norm(two, axis=2)
-        cosine = np.einsum("fkc,fkc->fk", one, two) / np.maximum(lengths, 1e-20)
-        angle = np.arccos(np.clip(cosine, -1, 1))
-        self._vertex = _scatter(faces.ravel(), (angle[..., None] * self._face[:, None]).reshape(-1, 3), count)
-        self._vertex_open = np.zeros(count, bool)
-        self._vertex_open[ends[self._edge_open].ravel()] = True
+        self._across = _across(faces, len(mesh.vertices))
+        self._vertex = _angle_weighted(mesh.vertices.astype(np.float64), faces, self._face)
+        self._vertex_open = np.zeros(len(mesh.vertices), bool)
+        for corner in range(3):
+            alone = self._across[:, corner] < 0
+            self._vertex_open[faces[alone, corner - 2]] = True
+            self._vertex_open[faces[alone, corner - 1]] = True
 
     def side(
         self, away: NDArray[np.float32], face: NDArray[np.int64], uv: NDArray[np.float32]
@@ -147,8 +147,9 @@ class _Orientation:
         corners = at_edge.sum(1)
         on_edge = np.flatnonzero(corners == 1)
         which = at_edge[on_edge].argmax(1)
-        normal[on_edge] = self._edge[face[on_edge], which]
-        trusted[on_edge] = ~self._edge_open[face[on_edge], which]
+        across = self._across[face[on_edge], which]
+        trusted[on_edge] = across >= 0
+        normal[on_edge] += self._face[across] * (across >= 0)[:, None]
         on_vertex = np.flatnonzero(corners >= 2)
         vertex = self._faces[face[on_vertex], bary[on_vertex].argmax(1)]
         normal[on_vertex] = self._vertex[vertex]
@@ -182,8 +183,53 @@ class _LowerBound:
         return bound
 
 
-def _scatter(index: NDArray[np.int64], vectors: NDArray[np.float64], count: int) -> NDArray[np.float64]:
-    return np.stack([np.bincount(index, vectors[:, axis], minlength=count) for axis in range(3)], 1)
+@numba.njit(cache=True, nogil=True)
+def _across(faces: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+    """(m, 3) the triangle beyond the edge opposite each corner, -1 where there is none or more than one."""
+    first = np.zeros(count + 1, np.int64)
+    for face in faces:
+        for corner in range(3):
+            first[min(face[corner - 2], face[corner - 1]) + 1] += 1
+    first = np.cumsum(first)
+    filled = first.copy()
+    member = np.empty(3 * len(faces), np.int64)
+    for f in range(len(faces)):
+        for corner in range(3):
+            low = min(faces[f, corner - 2], faces[f, corner - 1])
+            member[filled[low]] = 3 * f + corner
+            filled[low] += 1
+    across = np.full(faces.shape, -1, np.int64)
+    for low in range(count):
+        for one in range(first[low], first[low + 1]):
+            f, corner = member[one] // 3, member[one] % 3
+            high = max(faces[f, corner - 2], faces[f, corner - 1])
+            beyond, times = -1, 0
+            for other in range(first[low], first[low + 1]):
+                g, at = member[other] // 3, member[other] % 3
+                if other != one and max(faces[g, at - 2], faces[g, at - 1]) == high:
+                    beyond, times = g, times + 1
+            if times == 1:
+                across[f, corner] = beyond
+    return across
+
+
+@numba.njit(cache=True, nogil=True)
+def _angle_weighted(
+    vertices: NDArray[np.float64], faces: NDArray[np.int64], normals: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """(n, 3) normals of the adjoining triangles, each times its angle there."""
+    total = np.zeros_like(vertices)
+    for f in range(len(faces)):
+        for corner in range(3):
+            v, p, q = faces[f, corner], faces[f, corner - 2], faces[f, corner - 1]
+            dot = one = two = 0.0
+            for axis in range(3):
+                a, b = vertices[p, axis] - vertices[v, axis], vertices[q, axis] - vertices[v, axis]
+                dot, one, two = dot + a * b, one + a * a, two + b * b
+            angle = np.arccos(min(max(dot / max(np.sqrt(one * two), 1e-20), -1.0), 1.0))
+            for axis in range(3):
+                total[v, axis] += angle * normals[f, axis]
+    return total
 
 
 def _scene(vertices: NDArray[np.float32], faces: NDArray[np.int32]) -> o3d.t.geometry.RaycastingScene:

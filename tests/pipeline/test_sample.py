@@ -3,7 +3,7 @@
 import json
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import open3d as o3d
@@ -12,8 +12,8 @@ import zarr
 
 from pipeline.batches import DeformationBatches, IdentityBatches, IdentityCounts
 from pipeline.config import PipelineConfig
-from pipeline.deformation_samples import sample_deformation
-from pipeline.identity_samples import sample_identity
+from pipeline.deformation_samples import DeformationSampler, deformation_figures
+from pipeline.identity_samples import IDENTITY_PARTS, IdentitySampler, identity_figures
 from pipeline.sample import run_sample
 from pipeline.sample_config import (
     STEP_VERSION,
@@ -24,13 +24,17 @@ from pipeline.sample_config import (
     SampleThresholds,
     judge_sample,
 )
+from pipeline.sample_groups import find_damaged, remove_group, remove_orphans
+from pipeline.sample_sources import SampleSources
 from pipeline.scan_rows import ShardSource
 from pipeline.stepspec import Need, StepSpec
 from pipeline.workspace import Workspace
-from registration.mesh import Mesh, mesh_to_ply, transform_points
+from registration.mesh import Mesh, face_areas, mesh_to_ply, transform_points
+from registration.motion_extension import MotionExtension
 from registration.scan_regions import find_scan_regions
 from registration.template import REGIONS, Template
-from storage.errors import StorageConflict
+from storage.errors import ScanRejected, StorageConflict
+from storage.shards import CHUNK_ROWS
 from storage.store import LocalStore, Store
 
 RADIUS_MM = 90.0
@@ -91,53 +95,74 @@ def _registered(vertices: np.ndarray | None = None) -> Mesh:
     return Mesh.of(mesh.vertices if vertices is None else vertices, mesh.faces, observed=observed, residual_mm=residual)
 
 
-def _identity(seed: int = 0, config: IdentitySampleConfig = SMALL) -> Any:
+def _sampler(seed: int = 0, config: IdentitySampleConfig = SMALL) -> IdentitySampler:
     scan, companion = _scanned()
-    return sample_identity(scan, companion, _registered(), _template(), PLANE, _somewhere(), config, seed)
+    return IdentitySampler(scan, companion, _registered(), _template(), PLANE, _somewhere(), config, seed)
+
+
+def _identity(seed: int = 0, config: IdentitySampleConfig = SMALL) -> dict[str, np.ndarray]:
+    sampler = _sampler(seed, config)
+    return {name: column for part in IDENTITY_PARTS for name, column in sampler.draw(part, [0]).rows.items()}
+
+
+def _pairs(posed: Mesh, seed: int) -> dict[str, np.ndarray]:
+    return dict(DeformationSampler(_registered(), posed, _template(), PLANE, FEW_PAIRS, seed).draw([0]).rows)
 
 
 def test_identity_samples_lie_in_the_head_frame_with_exact_distances() -> None:
-    made = _identity()
-    samples = made.samples
-    assert np.abs(np.linalg.norm(samples.surface, axis=1) - RADIUS_MM).max() < 0.6
-    outward = samples.surface / np.linalg.norm(samples.surface, axis=1, keepdims=True)
-    assert (samples.normal * outward).sum(1).min() > 0.995
-    for points, sdf in ((samples.near, samples.near_sdf), (samples.space, samples.space_sdf)):
-        assert np.abs(sdf - (np.linalg.norm(points, axis=1) - RADIUS_MM)).max() < 2.5  # the hole's rim
+    sampler, samples = _sampler(), _identity()
+    rim_mm = np.pi * RADIUS_MM / 40 / 2  # half a triangle: those at the hole's rim are neither scan nor patch
+    assert np.abs(np.linalg.norm(samples["surface"], axis=1) - RADIUS_MM).max() < 0.6
+    outward = samples["surface"] / np.linalg.norm(samples["surface"], axis=1, keepdims=True)
+    assert (samples["normal"] * outward).sum(1).min() > 0.995
+    for part in ("near", "space"):
+        points, sdf = samples[part], samples[f"{part}_sdf"]
+        assert np.abs(sdf - (np.linalg.norm(points, axis=1) - RADIUS_MM)).max() < rim_mm
         assert np.percentile(np.abs(sdf - (np.linalg.norm(points, axis=1) - RADIUS_MM)), 95) < 0.5
         assert (points[:, 1] >= -60).all()
-    assert not samples.space_observed[np.linalg.norm(samples.space - (0, 20, -130), axis=1) < 25].any()
-    assert samples.space_observed[samples.space[:, 2] > 100].all()
-    assert np.array_equal(samples.anchors, _template().mesh.vertices[:5])
-    assert made.figures["near_disputed_share"] < 0.01
-    assert made.figures["surface_count"] == len(samples.surface) > 3500
+    behind = np.linalg.norm(samples["space"] - (0, 20, -130), axis=1) < 25
+    assert not samples["space_observed"][behind].any()
+    assert samples["space_observed"][samples["space"][:, 2] > 100].all()
+    assert np.array_equal(sampler.anchors_mm, _template().mesh.vertices[:5])
+    assert sampler.draw("near", [0]).refused_share < 0.01
+    assert len(samples["surface"]) == len(samples["near"]) == 4000
+
+
+def test_blocks_are_the_same_however_many_are_drawn_together() -> None:
+    config = SMALL.model_copy(update={"near_points": 2 * CHUNK_ROWS + 77})
+    together = _sampler(3, config).draw("near", range(3)).rows
+    again = _sampler(3, config)
+    alone = [again.draw("near", [block]).rows for block in (2, 0, 1)]
+    assert [len(rows["near"]) for rows in alone] == [77, CHUNK_ROWS, CHUNK_ROWS]
+    for name, column in together.items():
+        assert np.array_equal(column, np.concatenate([alone[place][name] for place in (1, 2, 0)]))
 
 
 def test_the_spreads_are_those_asked_for() -> None:
-    sdf = _identity().samples.near_sdf
+    sdf = _identity()["near_sdf"]
     assert 1.0 < np.percentile(np.abs(sdf), 30) < 2.6
     assert 8.0 < np.percentile(np.abs(sdf), 83) < 13.0
 
 
 def test_regions_get_their_density() -> None:
     dense = SMALL.model_copy(update={"density": RegionDensity(face=8)})
-    plain, more = _identity().samples, _identity(config=dense).samples
-    assert 1.15 < more.face.mean() / plain.face.mean() < 2.1
-    assert set(np.unique(plain.region)) == {REGIONS.index(name) for name in ("face", "scalp", "ears", "neck")}
+    plain, more = _identity(), _identity(config=dense)
+    assert 1.15 < more["face"].mean() / plain["face"].mean() < 2.1
+    assert set(np.unique(plain["region"])) == {REGIONS.index(name) for name in ("face", "scalp", "ears", "neck")}
 
 
 def test_rows_are_in_random_order() -> None:
-    samples = _identity().samples
-    blocks = samples.near_sdf[: len(samples.near_sdf) // 4 * 4].reshape(4, -1)
+    samples = _identity()
+    blocks = samples["near_sdf"][: len(samples["near_sdf"]) // 4 * 4].reshape(4, -1)
     assert np.ptp(np.abs(blocks).mean(1)) < 0.15 * np.abs(blocks).mean()
-    blocks = samples.surface[: len(samples.surface) // 4 * 4].reshape(4, -1, 3)
+    blocks = samples["surface"][: len(samples["surface"]) // 4 * 4].reshape(4, -1, 3)
     assert np.ptp(blocks.mean(1), axis=0).max() < 12
 
 
 def test_the_seed_alone_decides() -> None:
-    one, same, other = _identity(3).samples, _identity(3).samples, _identity(4).samples
-    assert all(np.array_equal(getattr(one, name), getattr(same, name)) for name in vars(one))
-    assert not np.array_equal(one.near, other.near)
+    one, same, other = _identity(3), _identity(3), _identity(4)
+    assert all(np.array_equal(one[name], same[name]) for name in one)
+    assert not np.array_equal(one["near"], other["near"])
 
 
 def test_what_stands_out_is_hair_or_worn() -> None:
@@ -149,37 +174,63 @@ def test_what_stands_out_is_hair_or_worn() -> None:
 
 
 def test_pairs_follow_a_known_motion() -> None:
-    stretched = _template().mesh.vertices * (1.1, 1.0, 1.0)
-    made = sample_deformation(_registered(), _registered(stretched), _template(), PLANE, FEW_PAIRS, seed=1)
-    samples = made.samples
-    height = np.linalg.norm(samples.canonical, axis=1) - RADIUS_MM
-    close = np.abs(height) < 8
-    want = samples.canonical * (1.1, 1.0, 1.0)
-    assert np.abs(samples.posed - want)[close].max() < 1.5
-    assert np.median(np.abs(samples.posed - want)[close]) < 0.2
-    hair = samples.region == REGIONS.index("hair")
+    samples = _pairs(_registered(_template().mesh.vertices * (1.1, 1.0, 1.0)), seed=1)
+    canonical, posed, weight = samples["canonical"], samples["posed"], samples["weight"]
+    height = np.linalg.norm(canonical, axis=1) - RADIUS_MM
+    close = np.abs(height) < 4
+    want = canonical * (1.1, 1.0, 1.0)
+    assert np.abs(posed - want)[close].max() < 1.5
+    assert np.median(np.abs(posed - want)[close]) < 0.2
+    hair = samples["pair_region"] == REGIONS.index("hair")
     assert hair.sum() > 50
-    assert 30 < height[hair].max() < 41
-    assert (samples.canonical[:, 1] >= -60).all()
-    assert samples.weight.max() <= 1
-    assert samples.weight[close & (samples.canonical[:, 2] < -85)].max() < 0.4
-    assert samples.weight[close & (samples.canonical[:, 2] > 60)].max() > 0.9
+    assert 60 < height[hair].max() < 91
+    assert (canonical[:, 1] >= -60).all()
+    assert weight.max() <= 1
+    assert weight[close & (canonical[:, 2] < -85)].max() < 0.4
+    assert weight[close & (canonical[:, 2] > 60)].max() > 0.9
+
+
+def test_the_extension_forgets_detail_smoothly_with_distance() -> None:
+    twitch = _template().mesh.vertices.copy()
+    bump = np.exp(-((twitch - (0, 90, 0)) ** 2).sum(1) / 15**2)
+    beyond = MotionExtension(_template().mesh, np.stack([bump, bump, bump, np.ones(len(bump))], 1))
+    above = beyond.at(np.array([(0, 90 + h, 0) for h in np.arange(0.0, 80)]))
+    assert above[0, 0] > 0.8
+    assert (np.diff(above[:, 0]) < 0).all()
+    assert np.abs(np.diff(above[:, 0])).max() < 0.05
+    assert above[-1, 0] < 0.3
+    assert np.allclose(above[:, 3], 1, atol=1e-5)
+
+
+def test_the_extension_agrees_with_plain_sums() -> None:
+    mesh, rng = _template().mesh, np.random.default_rng(0)
+    values, points = rng.normal(size=(len(mesh.vertices), 4)), rng.uniform(-150, 150, (70, 3))
+    area = face_areas(mesh.vertices, mesh.faces)
+    weight = np.zeros(len(mesh.vertices))
+    for face, one in zip(mesh.faces, area, strict=True):
+        weight[face] += one / 3
+    square = ((points[:, None] - mesh.vertices[None].astype(float)) ** 2).sum(2) + 1
+    share = weight / square**3
+    want = share @ values / share.sum(1, keepdims=True)
+    assert np.abs(MotionExtension(mesh, values).at(points) - want).max() < 1e-3
 
 
 def test_the_canonical_scan_does_not_move() -> None:
-    samples = sample_deformation(_registered(), _registered(), _template(), PLANE, FEW_PAIRS, seed=2).samples
-    assert np.array_equal(samples.canonical, samples.posed)
+    samples = _pairs(_registered(), seed=2)
+    assert np.array_equal(samples["canonical"], samples["posed"])
+    assert deformation_figures(samples)["motion_p95_mm"] == 0
 
 
 def test_a_rigid_motion_is_carried_everywhere() -> None:
-    moved = _template().mesh.vertices + np.array([3.0, -2.0, 1.0])
-    samples = sample_deformation(_registered(), _registered(moved), _template(), PLANE, FEW_PAIRS, seed=2).samples
-    assert np.abs(samples.posed - samples.canonical - (3, -2, 1)).max() < 1e-3
+    samples = _pairs(_registered(_template().mesh.vertices + np.array([3.0, -2.0, 1.0])), seed=2)
+    assert np.abs(samples["posed"] - samples["canonical"] - (3, -2, 1)).max() < 1e-3
 
 
 def test_verdicts_name_value_and_limit() -> None:
     thresholds = SampleThresholds()
-    assert judge_sample(_identity().figures, thresholds) == []
+    sampler = _sampler()
+    surface, near, space = (sampler.draw(part, [0]) for part in IDENTITY_PARTS)
+    assert judge_sample(identity_figures(surface.rows, near, space.rows), thresholds) == []
     bad = {"near_disputed_share": 0.2, "face_observed_share": 0.1, "pair_weight_mean": 0.01}
     reasons = judge_sample(bad, thresholds)
     assert len(reasons) == 3
@@ -190,7 +241,7 @@ def _unused(workspace: Workspace, key: str) -> Any:
     raise AssertionError
 
 
-def _workspace(root: Path) -> Workspace:
+def _workspace(root: Path, keep: Literal["stored", "on_the_fly"] = "stored", plane: np.ndarray = PLANE) -> Workspace:
     def spec(name: str, folder: str) -> StepSpec:
         return StepSpec(name, folder, 1, _unused, lambda figures, thresholds: [])
 
@@ -201,11 +252,11 @@ def _workspace(root: Path) -> Workspace:
     store.put("template.npz", _template().to_bytes())
     workspace = Workspace(
         store,
-        PipelineConfig(sample=SampleConfig(identity=SMALL, deformation=FEW_PAIRS)),
+        PipelineConfig(sample=SampleConfig(keep=keep, identity=SMALL, deformation=FEW_PAIRS)),
         {one.name: one for one in steps},
     )
     scan, companion = _scanned()
-    frame = json.dumps({"T_world_from_head": _somewhere().tolist(), "throat_plane": PLANE.tolist()}).encode()
+    frame = json.dumps({"T_world_from_head": _somewhere().tolist(), "throat_plane": plane.tolist()}).encode()
     smile = _template().mesh.vertices * (1.05, 1, 1)
     for expression, mesh in (("neutral", _registered()), ("smile", _registered(smile))):
         key = f"001/{expression}"
@@ -268,6 +319,60 @@ def test_a_damaged_shard_is_named_and_redone(tmp_path: Path) -> None:
     again = run_sample(workspace, "001/smile")
     assert again == manifest
     assert len(ShardSource(workspace.store, "001/smile", again.outputs).read("pairs", 0, 10)["pair_canonical"]) == 10
+
+
+def test_on_the_fly_gives_the_rows_that_are_stored(tmp_path: Path) -> None:
+    stored, drawn = _workspace(tmp_path / "stored"), _workspace(tmp_path / "drawn", "on_the_fly")
+    for key in ("001/neutral", "001/smile"):
+        manifests = [run_sample(workspace, key) for workspace in (stored, drawn)]
+        assert manifests[0].figures == manifests[1].figures | {"stored_bytes": manifests[0].figures["stored_bytes"]}
+        shards, meshes = (SampleSources(w).open(key, m) for w, m in zip((stored, drawn), manifests, strict=True))
+        parts = ("surface", "near", "space", "pairs") if key == "001/neutral" else ("pairs",)
+        for part in parts:
+            assert shards.rows(part) == meshes.rows(part) > 0
+            one, other = (source.read(part, 100, 900) for source in (shards, meshes))
+            assert all(np.array_equal(one[name], other[name]) for name in one)
+    assert meshes.rows("surface") == 0
+    first = SampleSources(drawn).open("001/neutral", run_sample(drawn, "001/neutral"))
+    assert np.array_equal(first.anchors_mm(), _template().mesh.vertices[:5])
+    assert not drawn.store.list("samples.zarr")
+
+
+def test_a_subject_is_taken_out_without_touching_the_others(tmp_path: Path) -> None:
+    workspace = _workspace(tmp_path)
+    manifests = [run_sample(workspace, key) for key in ("001/smile", "001/neutral")]
+    before = workspace.store.stats("samples.zarr/001/neutral")
+    remove_group(workspace.store, "001/smile")
+    assert workspace.store.stats("samples.zarr/001/neutral") == before
+    assert list(zarr.open_group(tmp_path / "samples.zarr/001", mode="r").group_keys()) == ["neutral"]
+    assert remove_orphans(workspace.store, manifests[:1]) == ["001/neutral"]
+    assert workspace.store.list("samples.zarr") == ["samples.zarr/zarr.json"]
+
+
+def test_a_scan_that_is_rejected_later_leaves_no_group(tmp_path: Path) -> None:
+    run_sample(_workspace(tmp_path), "001/smile")
+    beneath = _workspace(tmp_path, plane=np.array([0.0, 1.0, 0.0, -500.0]))
+    with pytest.raises(ScanRejected, match="above the throat plane"):
+        run_sample(beneath, "001/smile")
+    assert beneath.manifest("sample", "001/smile") is None
+    assert beneath.store.list("samples.zarr") == ["samples.zarr/zarr.json"]
+
+
+def test_every_file_is_looked_over_and_named(tmp_path: Path) -> None:
+    workspace = _workspace(tmp_path)
+    manifests = [run_sample(workspace, key) for key in ("001/smile", "001/neutral")]
+    store = workspace.store
+    assert list(find_damaged(store, manifests)) == []
+    for path in store.list("samples.zarr"):
+        whole = store.get(path)
+        store.put(path, bytes([whole[0] ^ 1]) + whole[1:])
+        found = list(find_damaged(store, manifests))
+        assert len(found) == 1
+        assert found[0].startswith(path)
+        store.put(path, whole)
+    store.put("samples.zarr/zarr.json", b"{}")
+    run_sample(workspace, "001/smile")
+    assert list(find_damaged(store, manifests)) == []
 
 
 class _Killed(BaseException):

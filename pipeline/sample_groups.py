@@ -1,0 +1,113 @@
+"""The scans' groups in ``samples.zarr``: put, taken away, looked over. One group has one writer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+
+from pipeline.sample_format import SAMPLES_ROOT
+from storage.digest import digest_bytes
+from storage.manifest import Manifest, Output, describe
+from storage.shards import group_metadata
+from storage.store import Store
+
+_PARENT = group_metadata({"frame": "head", "units": "mm"})
+"""Metadata of the groups above the scans' groups: the same bytes whichever scan writes them."""
+
+
+def group_path(key: str) -> str:
+    """Where a scan's group lies."""
+    return f"{SAMPLES_ROOT}/{key}"
+
+
+def lists_group(manifest: Manifest) -> bool:
+    """Whether a manifest of the sample step vouches for a stored group."""
+    root = f"{group_path(manifest.key)}/"
+    return any(output.path.startswith(root) for output in manifest.outputs.values())
+
+
+def put_group(store: Store, key: str, objects: Mapping[str, bytes]) -> dict[str, Output]:
+    """Put a scan's group, its own metadata last, so that plain Zarr readers too see it whole or not at all.
+
+    The caller has withdrawn the manifest that lists the old one.
+
+    Args:
+        objects: bytes by path inside the group.
+
+    Returns:
+        What a manifest says of them, by path inside the group.
+    """
+    folder = group_path(key)
+    store.delete(f"{folder}/zarr.json")
+    for stray in store.list(folder):
+        if stray.removeprefix(f"{folder}/") not in objects:
+            store.delete(stray)
+    for parent in _parents(key):
+        if store.stat(parent) is None or store.get(parent) != _PARENT:
+            store.put(parent, _PARENT)
+    made = {}
+    for path in sorted(objects, key=lambda path: (path == "zarr.json", path)):
+        store.put(f"{folder}/{path}", objects[path])
+        made[path] = describe(f"{folder}/{path}", objects[path])
+    return made
+
+
+def remove_group(store: Store, key: str) -> None:
+    """Take a scan's group away, and its subject's when that holds nothing more. No other scan is touched."""
+    folder = group_path(key)
+    store.delete(f"{folder}/zarr.json")
+    for path in store.list(folder):
+        store.delete(path)
+    subject = folder.rpartition("/")[0]
+    if store.list(subject) == [f"{subject}/zarr.json"]:
+        store.delete(f"{subject}/zarr.json")
+    store.prune(subject)
+
+
+def remove_orphans(store: Store, manifests: Iterable[Manifest]) -> list[str]:
+    """Remove the groups that no manifest lists: what a killed withdrawal, or a rejection, left behind.
+
+    Not to be called while samples are made.
+
+    Returns:
+        The keys of the groups removed.
+    """
+    listed = {manifest.key for manifest in manifests if lists_group(manifest)}
+    found = {key for path in store.list(SAMPLES_ROOT) if (key := _key_of(path)) is not None}
+    orphans = sorted(found - listed)
+    for key in orphans:
+        remove_group(store, key)
+    return orphans
+
+
+def find_damaged(store: Store, manifests: Iterable[Manifest]) -> Iterator[str]:
+    """Read all of ``samples.zarr`` and name, in a line each, what is not as it was written."""
+    parents = {f"{SAMPLES_ROOT}/zarr.json"}
+    for manifest in manifests:
+        if not lists_group(manifest):
+            continue
+        parents.update(_parents(manifest.key))
+        root = f"{group_path(manifest.key)}/"
+        for output in manifest.outputs.values():
+            if output.path.startswith(root):
+                why = _fault(store, output.path, output.sha256)
+                if why:
+                    yield f"{output.path}: shard is damaged ({why}); run the sample step again for {manifest.key}"
+    for parent in sorted(parents):
+        if store.list(SAMPLES_ROOT) and (why := _fault(store, parent, digest_bytes(_PARENT))):
+            yield f"{parent}: metadata is damaged ({why}); run the sample step again for any scan below it"
+
+
+def _fault(store: Store, path: str, sha256: str) -> str | None:
+    try:
+        return None if digest_bytes(store.get(path)) == sha256 else "its digest is not the manifest's"
+    except FileNotFoundError:
+        return "missing"
+
+
+def _parents(key: str) -> tuple[str, str]:
+    return f"{SAMPLES_ROOT}/zarr.json", f"{SAMPLES_ROOT}/{key.partition('/')[0]}/zarr.json"
+
+
+def _key_of(path: str) -> str | None:
+    parts = path.split("/")
+    return "/".join(parts[1:3]) if len(parts) > 3 else None
