@@ -38,6 +38,8 @@ VERBS: tuple[Callable[..., Reply] | App, ...] = (
     outside.fit,
     outside.mesh,
     models.models,
+    gc,
+    doctor,
     workspaces.schema,
 )
 for verb in VERBS:
