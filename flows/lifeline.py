@@ -14,6 +14,9 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import IO, TextIO
 
+PARENT = "NPHM_PARENT"
+"""In a child's environment: its parent's process id."""
+
 
 def spawn(
     module: str, arguments: Sequence[str], environment: Mapping[str, str], stderr: IO[str]
@@ -24,13 +27,14 @@ def spawn(
         environment: added to this process's own environment.
         stderr: the file for what the child prints there.
     """
+    own = {PARENT: str(os.getpid())}
     # -P keeps folders of the user's working directory from being taken for the project's packages.
     return subprocess.Popen(
         [sys.executable, "-P", "-m", module, *arguments],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=stderr,
-        env=os.environ | dict(environment),
+        env=os.environ | dict(environment) | own,
         text=True,
         start_new_session=True,
     )

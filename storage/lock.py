@@ -58,7 +58,7 @@ class Owner(BaseModel):
         if now > self.ends:
             return True
         here = (self.host, self.namespace) == (socket.gethostname(), _namespace())
-        return here and _born(self.pid) != self.born
+        return here and born(self.pid) != self.born
 
     def __str__(self) -> str:
         since = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(self.since))
@@ -153,7 +153,7 @@ def _acquire(store: Store, path: str, what: str, run: str, wait_seconds: float) 
                 host=socket.gethostname(),
                 namespace=_namespace(),
                 pid=os.getpid(),
-                born=_born(os.getpid()),
+                born=born(os.getpid()),
                 what=what,
                 run=run,
                 since=now,
@@ -208,7 +208,7 @@ def _namespace() -> str:
         return ""
 
 
-def _born(pid: int) -> str:
+def born(pid: int) -> str:
     """When a process began, in ticks since the machine's start, or an empty text where it is gone."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
