@@ -20,7 +20,7 @@ from tests.flows.small_steps import STEPS
 LEAVES = [
     "simulate", "init", "template import-ict", "template import-flame", "template import-mesh", "ingest", "plan", "run",
     "clean", "register", "sample", "train", "evaluate", "report", "status", "judge", "fit", "mesh", "models list",
-    "models promote", "models rollback", "schema",
+    "models promote", "models rollback", "gc", "doctor", "schema",
 ]  # fmt: skip
 
 
