@@ -166,8 +166,9 @@ def main() -> None:
 def warm_up(threads: int) -> None:
     """Clean a small sphere far enough to have every kernel compiled; it is no head, so it is rejected on the way."""
     from registration.depth import fit_views
-    from registration.fusion import extract_surface, fuse, grid_for_box, observe
+    from registration.fusion import extract_surface, fuse, grid_for_box
     from registration.mesh import vertex_normals
+    from registration.observation import observe
     from registration.pose_refinement import refine_poses
     from registration.watertight import complete
     from tests.registration.mesh_rig import camera_poses, see, sphere

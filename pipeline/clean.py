@@ -15,7 +15,7 @@ from pipeline.workspace import Workspace
 from registration.alignment import align_head
 from registration.clean_pictures import clean_sheet
 from registration.depth import FittedViews, fit_views, thinned
-from registration.fusion import Grid, extract_surface, fuse, grid_for_box, observe
+from registration.fusion import Grid, extract_surface, fuse, grid_for_box
 from registration.head_crop import (
     SEARCH_RADIUS_MM,
     accepted_head,
@@ -35,6 +35,7 @@ from registration.mesh import (
     transform_points,
     vertex_normals,
 )
+from registration.observation import observe
 from registration.pictures import Picture, to_png
 from registration.pieces import small_patches, split_pieces, vertex_pieces
 from registration.pose_refinement import RefinedPoses, refine_poses

@@ -11,10 +11,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from registration.local_fit import fit_depth, window_radii
 from registration.views import DepthView, Intrinsics, pixel_rays
 
 A = TypeVar("A")
@@ -22,9 +22,6 @@ B = TypeVar("B")
 
 SMALLEST_NOISE_MM = 0.03
 """Rounding of 16-bit depth to 0.1 mm has this spread."""
-
-MAX_DEPTH_SLOPE = 6.0
-"""Depth step over sideways step beyond which two neighbouring pixels are taken as two surfaces (about 80 degrees)."""
 
 
 @dataclass(frozen=True)
@@ -169,7 +166,7 @@ def fit_views(
             np.ascontiguousarray(view.depth_mm, np.float32),
             np.ascontiguousarray(region),
             np.array([window[0].start, window[0].stop, window[1].start, window[1].stop], np.int64),
-            radius,
+            np.array(window_radii(radius), np.int64),
             noise,
             pixel_mm,
         )
@@ -228,172 +225,3 @@ def _normals(view: DepthView, u: NDArray, v: NDArray, depth: NDArray, slope: NDA
     normal = np.cross(along_v, along_u)
     length = np.linalg.norm(normal, axis=-1, keepdims=True)
     return np.divide(normal, length, out=np.zeros_like(normal), where=(length > 1e-12) & (z[..., None] > 0))
-
-
-@numba.njit(cache=True, nogil=True)
-def _solve_spd(H, b):  # type: ignore[no-untyped-def]
-    """Cholesky in place: ``b`` becomes the solution; returns the inverse's first entry, negative if not definite."""
-    n = len(b)
-    for j in range(n):
-        for k in range(j):
-            for i in range(j, n):
-                H[i, j] -= H[i, k] * H[j, k]
-        if H[j, j] < 1e-9:
-            return -1.0
-        root = np.sqrt(H[j, j])
-        for i in range(j, n):
-            H[i, j] /= root
-    for i in range(n):
-        for k in range(i):
-            b[i] -= H[i, k] * b[k]
-        b[i] /= H[i, i]
-    for i in range(n - 1, -1, -1):
-        for k in range(i + 1, n):
-            b[i] -= H[k, i] * b[k]
-        b[i] /= H[i, i]
-    # The squared first column of the inverse factor gives the centre's variance.
-    total = 0.0
-    column = np.zeros(n)
-    for i in range(n):
-        value = 1.0 if i == 0 else 0.0
-        for k in range(i):
-            value -= H[i, k] * column[k]
-        column[i] = value / H[i, i]
-        total += column[i] * column[i]
-    return total
-
-
-@numba.njit(cache=True, nogil=True)
-def fit_depth(depth_mm, region, window, radius, noise_mm, pixel_mm):  # type: ignore[no-untyped-def]
-    """Fit depth(u, v) around each pixel: a plane to tell the pixel's own surface apart, then a weighted quadric.
-
-    Args:
-        depth_mm: (H, W) float32, 0 = no return.
-        region: (H, W) bool, where a fit is wanted.
-        window: (4,) int64 first and last+1 row, first and last+1 column of the output.
-        radius: of the square patch, pixels.
-        noise_mm: spread of the depth noise.
-        pixel_mm: width of a pixel on the surface.
-
-    Returns:
-        Fitted depth (h, w), slopes per pixel (h, w, 2), weight (h, w): the variance of a full patch's centre over
-        that of this pixel's. Zero where the pixel has no support.
-    """
-    height, width = depth_mm.shape
-    r0, r1, c0, c1 = window
-    fitted = np.zeros((r1 - r0, c1 - c0), np.float32)
-    slope = np.zeros((r1 - r0, c1 - c0, 2), np.float32)
-    weight = np.zeros((r1 - r0, c1 - c0), np.float32)
-    size = (2 * radius + 1) ** 2
-    need = max(6, int(0.35 * size))
-    us, vs, ds = np.empty(size), np.empty(size), np.empty(size)
-    m2 = m4 = m22 = 0.0
-    for a in range(-radius, radius + 1):
-        for b in range(-radius, radius + 1):
-            m2 += a * a
-            m4 += a * a * a * a
-            m22 += a * a * b * b
-    full = 1.0 / (size - 2.0 * m2 * m2 / (m4 + m22))
-    soft = 4.0 * noise_mm + 0.1 * pixel_mm
-    H = np.zeros((6, 6))
-    p = np.zeros(6)
-    q = np.zeros(6)
-    for r in range(r0, r1):
-        for c in range(c0, c1):
-            z0 = np.float64(depth_mm[r, c])
-            if z0 <= 0 or not region[r, c]:
-                continue
-            n = 0
-            s1 = su = sv = suu = suv = svv = sz = suz = svz = 0.0
-            for a in range(max(-radius, -r), min(radius, height - 1 - r) + 1):
-                for b in range(max(-radius, -c), min(radius, width - 1 - c) + 1):
-                    z = np.float64(depth_mm[r + a, c + b])
-                    if z <= 0:
-                        continue
-                    d = z - z0
-                    reach = np.sqrt(np.float64(a * a + b * b)) * pixel_mm
-                    if abs(d) > MAX_DEPTH_SLOPE * reach + 6.0 * noise_mm:
-                        continue
-                    us[n], vs[n], ds[n] = b, a, d
-                    n += 1
-                    # This first plane leans on the depths nearest to the centre's own.
-                    w = 1.0 / (1.0 + (d / (1.5 * reach + pixel_mm + 3.0 * noise_mm)) ** 2)
-                    s1 += w
-                    su += w * b
-                    sv += w * a
-                    suu += w * b * b
-                    suv += w * a * b
-                    svv += w * a * a
-                    sz += w * d
-                    suz += w * b * d
-                    svz += w * a * d
-            if n < need:
-                continue
-            k00 = suu * svv - suv * suv
-            k01 = suv * sv - su * svv
-            k02 = su * suv - suu * sv
-            k12 = su * sv - s1 * suv
-            det = s1 * k00 + su * k01 + sv * k02
-            if det < 1e-6:
-                continue
-            q[:] = 0.0
-            q[0] = (k00 * sz + k01 * suz + k02 * svz) / det
-            q[1] = (k01 * sz + (s1 * svv - sv * sv) * suz + k12 * svz) / det
-            q[2] = (k02 * sz + k12 * suz + (s1 * suu - su * su) * svz) / det
-            variance = -1.0
-            support = 0.0
-            for turn in range(2):
-                H[:] = 0.0
-                p[:] = 0.0
-                support = 0.0
-                least = 1.0
-                for k in range(n):
-                    u, v, d = us[k], vs[k], ds[k]
-                    uu, uv, vv = u * u, u * v, v * v
-                    res = d - q[0] - q[1] * u - q[2] * v - q[3] * uu - q[4] * uv - q[5] * vv
-                    scale = soft + 0.06 * pixel_mm * (uu + vv) if turn == 0 else soft
-                    w = 1.0 / (1.0 + (res / scale) ** 2)
-                    w *= w
-                    support += w
-                    least = min(least, w)
-                    H[0, 0] += w
-                    H[1, 0] += w * u
-                    H[2, 0] += w * v
-                    H[1, 1] += w * uu
-                    H[2, 1] += w * uv
-                    H[2, 2] += w * vv
-                    H[3, 1] += w * uu * u
-                    H[3, 2] += w * uu * v
-                    H[4, 2] += w * u * vv
-                    H[5, 2] += w * vv * v
-                    H[3, 3] += w * uu * uu
-                    H[4, 3] += w * uu * uv
-                    H[4, 4] += w * uu * vv
-                    H[5, 4] += w * uv * vv
-                    H[5, 5] += w * vv * vv
-                    wd = w * d
-                    p[0] += wd
-                    p[1] += wd * u
-                    p[2] += wd * v
-                    p[3] += wd * uu
-                    p[4] += wd * uv
-                    p[5] += wd * vv
-                H[3, 0], H[4, 0], H[5, 0] = H[1, 1], H[2, 1], H[2, 2]
-                H[4, 1], H[5, 1], H[5, 3] = H[3, 2], H[4, 2], H[4, 4]
-                if support < need:
-                    variance = -1.0
-                    break
-                variance = _solve_spd(H, p)
-                if variance < 0:
-                    break
-                q[:] = p
-                if least > 0.8:
-                    break  # nothing stands out, a second turn would change nothing
-            # The pixel itself must lie on the surface that its neighbours describe.
-            if variance <= 0 or abs(q[0]) > 2.0 * soft:
-                continue
-            fitted[r - r0, c - c0] = z0 + q[0]
-            slope[r - r0, c - c0, 0] = q[1]
-            slope[r - r0, c - c0, 1] = q[2]
-            weight[r - r0, c - c0] = min(1.0, full / variance)
-    return fitted, slope, weight

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
 from registration.depth import FittedViews, in_threads
+from registration.view_lookup import project
 from registration.views import camera_of, pixel_rays
 
 FIRST_GATE_MM = 40.0
@@ -271,18 +272,6 @@ def _pose_change(
     turn = turn - np.median(turn[keep], axis=0)
     shift = shift - np.median(shift[keep], axis=0)
     return np.linalg.norm(shift, axis=1), np.degrees(np.linalg.norm(turn, axis=1))
-
-
-@numba.njit(cache=True, nogil=True)
-def project(camera, x, y):  # type: ignore[no-untyped-def]
-    """Image position in pixels of normalised coordinates (x/z, y/z); ``camera`` as in ``Intrinsics.as_row``."""
-    if camera[4] != 0.0 or camera[5] != 0.0 or camera[6] != 0.0 or camera[7] != 0.0 or camera[8] != 0.0:
-        r2 = x * x + y * y
-        radial = 1.0 + r2 * (camera[4] + r2 * (camera[5] + r2 * camera[8]))
-        xd = x * radial + 2.0 * camera[6] * x * y + camera[7] * (r2 + 2.0 * x * x)
-        yd = y * radial + camera[6] * (r2 + 2.0 * y * y) + 2.0 * camera[7] * x * y
-        x, y = xd, yd
-    return camera[0] * x + camera[2], camera[1] * y + camera[3]
 
 
 @numba.njit(cache=True, nogil=True)

@@ -16,9 +16,10 @@ from scipy.ndimage import gaussian_filter
 from skimage.measure import marching_cubes
 
 from registration.depth import FittedViews
-from registration.fusion import Grid, nearest_pixel, views_from_grid
+from registration.fusion import Grid, views_from_grid
 from registration.mesh import Mesh, face_areas, face_normals
 from registration.pieces import vertex_pieces
+from registration.view_lookup import nearest_pixel
 
 FAR_MM = 80.0
 """How far beyond the grid the indicator function is solved for, except below the head."""

@@ -1,16 +1,17 @@
 import numpy as np
 import pytest
 
-from registration.depth import depth_noise_mm, fit_depth, fit_views, thinned
+from registration.depth import depth_noise_mm, fit_views, thinned
+from registration.local_fit import fit_depth, window_radii
 from registration.mesh import transform_points
 from registration.views import DepthView, Intrinsics, pixel_rays
 from tests.registration.mesh_rig import camera_poses, see, sphere
 
 
-def fit(depth, radius=3, noise=0.05, pixel=0.9):
+def fit(depth, radii=(3,), noise=0.05, pixel=0.9):
     height, width = depth.shape
     window = np.array([0, height, 0, width])
-    return fit_depth(depth.astype(np.float32), np.ones(depth.shape, bool), window, radius, noise, pixel)
+    return fit_depth(depth.astype(np.float32), np.ones(depth.shape, bool), window, np.array(radii), noise, pixel)
 
 
 def quadric(height=30, width=40):
@@ -55,8 +56,28 @@ def test_drops_flying_pixels():
     flying = np.zeros(depth.shape, bool)
     flying[4:26:3, 29] = True
     depth[flying] = 618.0
-    fitted, _, _ = fit(depth)
+    fitted, _, _ = fit(depth, window_radii(3))
     assert (fitted[flying] == 0).all()
+
+
+def test_a_strip_too_narrow_for_a_quadric_is_kept_at_little_weight():
+    depth = np.full((40, 40), 640.0)
+    depth[:, 20:22] = 600.0
+    fitted, _, weight = fit(depth, window_radii(5))
+    np.testing.assert_allclose(fitted[:, 20:22], 600.0, atol=1e-3)
+    assert 0 < weight[:, 20:22].max() < 0.5
+
+
+def test_what_is_curved_too_much_for_the_wide_window_gets_a_narrow_one():
+    v, u = np.mgrid[:60, :60].astype(float)
+    true = 600 + 4.0 * np.cos(0.45 * u) * np.cos(0.45 * v)
+    noisy = true + np.random.default_rng(0).normal(0, 0.1, true.shape)
+    error = {}
+    for radii in ((5,), window_radii(5)):
+        depth, _, _ = fit(noisy, radii, noise=0.1)
+        inner = depth[6:-6, 6:-6]
+        error[radii] = np.sqrt(np.mean((inner - true[6:-6, 6:-6])[inner > 0] ** 2))
+    assert error[window_radii(5)] < 0.5 * error[(5,)]
 
 
 @pytest.mark.parametrize("noise", [0.1, 0.5, 1.5])

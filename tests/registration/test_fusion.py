@@ -3,8 +3,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from registration.depth import fit_views
-from registration.fusion import extract_surface, fuse, grid_for_box, observe, robust_mean
+from registration.fusion import extract_surface, fuse, grid_for_box, robust_mean
 from registration.mesh import boundary_vertices, face_normals, vertex_normals
+from registration.observation import observe
 from registration.watertight import complete
 from tests.registration.mesh_rig import camera_poses, see, sphere
 
