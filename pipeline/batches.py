@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Self
@@ -18,7 +18,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.sample_format import DECODERS, DeformationSamples, IdentitySamples
+from pipeline.sample_format import DECODERS, DeformationSamples, IdentitySamples, Raw
 from pipeline.scan_rows import BlockCache, MemorySource, ScanSource, Shuffler
 from storage.digest import digest_json
 from storage.errors import ConfigError, one_line
@@ -27,6 +27,8 @@ CACHE_MIB = 512
 """How much of the stored (quantised) samples a loader keeps in memory."""
 
 Batch = dict[str, NDArray]
+Prepare = Callable[[Batch], Batch]
+"""Turns a batch into another, in the thread that reads ahead: for instance into arrays in pinned memory for a GPU."""
 
 
 class _Batches(ABC):
@@ -40,8 +42,10 @@ class _Batches(ABC):
         seed: int,
         cache_mib: int = CACHE_MIB,
         ahead: int = 2,
+        prepare: Prepare | None = None,
     ) -> None:
         self._sources = list(sources)
+        self._prepare = prepare
         self._counts = {part: count for part, count in counts.items() if count > 0}
         self._batch = batch
         if not self._sources:
@@ -107,16 +111,17 @@ class _Batches(ABC):
     def batch_at(self, step: int) -> Batch:
         """The batch of a step; the same for the same step, whatever came before."""
         scans, visits = self._drawn(step)
-        batch: Batch = {}
+        pieces: dict[str, list[Raw]] = {part: [] for part in self._counts}
+        for scan, visit in zip(scans, visits, strict=True):  # all of a scan at once: it may be drawn from its meshes
+            for part, count in self._counts.items():
+                pieces[part] += self._shuffler.take(scan, part, visit * count, count)
+        batch = self._labelled(np.array(scans, np.int64))
         for part, count in self._counts.items():
-            pieces = [
-                p for s, v in zip(scans, visits, strict=True) for p in self._shuffler.take(s, part, v * count, count)
-            ]
             columns, decode = DECODERS[part]
-            raw = {name: np.concatenate([piece[name] for piece in pieces]) for name in columns}
+            raw = {name: np.concatenate([piece[name] for piece in pieces[part]]) for name in columns}
             for name, values in decode(raw).items():
                 batch[name] = values.reshape(self._batch, count, *values.shape[1:])
-        return self._labelled(np.array(scans, np.int64)) | batch
+        return batch if self._prepare is None else self._prepare(batch)
 
     def _drawn(self, step: int) -> tuple[list[int], list[int]]:
         total = len(self._sources)
@@ -154,6 +159,7 @@ class IdentityBatches(_Batches):
         seed: of every draw.
         cache_mib: bound on the samples kept in memory.
         ahead: batches read ahead in a thread of their own; 0 reads when asked.
+        prepare: turns each batch into what is handed out, in that thread.
 
     Raises:
         ConfigError: no subject, or one without samples.
@@ -167,9 +173,10 @@ class IdentityBatches(_Batches):
         seed: int = 0,
         cache_mib: int = CACHE_MIB,
         ahead: int = 2,
+        prepare: Prepare | None = None,
     ) -> None:
         wanted = {"surface": counts.surface, "near": counts.near, "space": counts.space}
-        super().__init__(sources, wanted, batch, seed, cache_mib, ahead)
+        super().__init__(sources, wanted, batch, seed, cache_mib, ahead, prepare)
         self.anchors_mm: NDArray[np.float32] = np.stack([source.anchors_mm() for source in self._sources])
 
     @classmethod
@@ -192,7 +199,7 @@ class DeformationBatches(_Batches):
         subjects: (scans,) the subject of each scan, its place among the subjects' codes.
         count: P, pairs a scan and batch.
         batch: B, scans a batch.
-        seed, cache_mib, ahead: as in ``IdentityBatches``.
+        seed, cache_mib, ahead, prepare: as in ``IdentityBatches``.
 
     Raises:
         ConfigError: no scan, or one without samples.
@@ -207,8 +214,9 @@ class DeformationBatches(_Batches):
         seed: int = 0,
         cache_mib: int = CACHE_MIB,
         ahead: int = 2,
+        prepare: Prepare | None = None,
     ) -> None:
-        super().__init__(sources, {"pairs": count}, batch, seed, cache_mib, ahead)
+        super().__init__(sources, {"pairs": count}, batch, seed, cache_mib, ahead, prepare)
         if len(subjects) != len(self._sources):
             why = f"{len(subjects)} subjects for {len(self._sources)} scans"
             raise ConfigError(one_line("subjects and scans disagree", "deformation batches", why, "give one a scan"))

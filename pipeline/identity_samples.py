@@ -10,16 +10,17 @@ from numpy.typing import NDArray
 
 from pipeline.sample_blocks import Drawn, Rows, draw_blocks, drawn_until, rows_of_block
 from pipeline.sample_config import IdentitySampleConfig
+from registration.face_skin import on_face_skin
 from registration.mesh import Mesh, face_areas, vertex_normals
 from registration.point_order import morton_order
-from registration.scan_regions import find_scan_regions
 from registration.signed_distance import SignedDistanceField
+from registration.surface import SurfaceIndex
 from registration.template import REGIONS, Template
 from storage.errors import ScanRejected, one_line
 
 IDENTITY_PARTS = ("surface", "near", "space")
 
-_DENSITY_CELL_MM = 2.0
+_HAIR, _WORN = REGIONS.index("hair"), REGIONS.index("worn")
 
 
 class IdentitySampler:
@@ -29,6 +30,7 @@ class IdentitySampler:
 
     Args:
         clean: the cleaned scan, world frame, mm; per-vertex ``observed`` where known.
+        scan_region: (v,) region of each vertex of the cleaned scan, skin, hair and worn things told apart.
         watertight: its closed companion, world frame, mm; per-vertex ``guessed``.
         registration: the template registered to it, head frame, mm.
         template: of the registration.
@@ -44,6 +46,7 @@ class IdentitySampler:
     def __init__(
         self,
         clean: Mesh,
+        scan_region: NDArray[np.uint8],
         watertight: Mesh,
         registration: Mesh,
         template: Template,
@@ -57,7 +60,8 @@ class IdentitySampler:
         self._field = SignedDistanceField(
             self._scan, watertight.transformed(T_head_from_world), config.companion_off_mm, threads=1
         )
-        self._registration, self._template = registration, template
+        self._region = scan_region
+        self._registration, self._template = SurfaceIndex(registration), template
         self._plane = np.asarray(throat_plane, np.float64)
         self._config, self._seed = config, seed
         self._normals = vertex_normals(self._scan.vertices, self._scan.faces)
@@ -69,7 +73,7 @@ class IdentitySampler:
     @property
     def anchors_mm(self) -> NDArray[np.float32]:
         """(K, 3) the subject's anchors, head frame."""
-        return self._registration.vertices[self._template.anchors]
+        return self._registration.mesh.vertices[self._template.anchors]
 
     def rows(self, part: str) -> int:
         """How many rows a set has: ``surface``, ``near`` or ``space``."""
@@ -91,23 +95,10 @@ class IdentitySampler:
         return draw_blocks(self._seed, part, lengths, candidates, lambda rows: self._measured(part, rows["points"]))
 
     def _density(self) -> NDArray[np.float64]:
-        """(m,) density of each triangle, found once for each small cell of space; none wholly below the throat."""
-        scan = self._scan
-        corner = scan.vertices[scan.faces]
-        middle = corner.mean(1)
-        cell = np.floor((middle - middle.min(0)) / _DENSITY_CELL_MM).astype(np.int64)
-        size = cell.max(0) + 1
-        flat = (cell[:, 0] * size[1] + cell[:, 1]) * size[2] + cell[:, 2]
-        member = np.zeros(int(size.prod()), np.int64)
-        member[flat[::-1]] = np.arange(len(flat))[::-1]  # the first triangle in each cell speaks for it
-        speaker = member[flat]
-        first = np.flatnonzero(speaker == np.arange(len(flat)))
-        first = first[morton_order(middle[first])]
-        region = np.zeros(len(flat), np.uint8)
-        found = find_scan_regions(middle[first], self._registration, self._template, self._config.standoff_mm)
-        region[first] = found.region
-        above = self._above(scan.vertices)[scan.faces].any(1)
-        return np.asarray(self._config.density.by_code()[region[speaker]] * above)
+        """(m,) density of each triangle; none wholly below the throat."""
+        above = self._above(self._scan.vertices)[self._scan.faces].any(1)
+        by_vertex = self._config.density.by_code()[self._region]
+        return np.asarray(by_vertex[self._scan.faces].mean(1) * above)
 
     def _above(self, points: NDArray[np.floating]) -> NDArray[np.bool_]:
         return np.asarray(points @ self._plane[:3] + self._plane[3] >= 0)
@@ -155,10 +146,11 @@ class IdentitySampler:
         normal /= np.maximum(np.linalg.norm(normal, axis=1, keepdims=True), 1e-12)
         observed = self._scan.attributes.get("observed")
         seen = np.ones(len(points), bool) if observed is None else (observed[corner] != 0).sum(1) >= 2
+        region = self._region[corner[np.arange(len(points)), bary.argmax(1)]]
         order = morton_order(points)
-        found = find_scan_regions(points[order], self._registration, self._template, self._config.standoff_mm)
-        region, on_face = np.empty(len(points), np.uint8), np.empty(len(points), bool)
-        region[order], on_face[order] = found.region, found.face
+        on_face = np.empty(len(points), bool)
+        on_face[order] = on_face_skin(points[order], self._registration, self._template, self._config.standoff_mm)
+        on_face &= (region != _HAIR) & (region != _WORN)
         labelled = {
             "surface": points.astype(np.float32),
             "normal": normal.astype(np.float32),

@@ -57,7 +57,7 @@ class IdentitySampleConfig(BaseModel):
         default=(170.0, 200.0, 180.0), description="highest corner of the space box, head frame, mm"
     )
     standoff_mm: float = Field(
-        default=4.0, gt=0, description="what stands out from the registered skin by more is hair or worn"
+        default=4.0, gt=0, description="what lies further off the registered skin is not of the face"
     )
     companion_off_mm: float = Field(
         default=1.0, gt=0, description="how far the watertight companion may lie off the scan, mm"

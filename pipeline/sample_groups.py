@@ -63,22 +63,6 @@ def remove_group(store: Store, key: str) -> None:
     store.prune(subject)
 
 
-def remove_orphans(store: Store, manifests: Iterable[Manifest]) -> list[str]:
-    """Remove the groups that no manifest lists: what a killed withdrawal, or a rejection, left behind.
-
-    Not to be called while samples are made.
-
-    Returns:
-        The keys of the groups removed.
-    """
-    listed = {manifest.key for manifest in manifests if lists_group(manifest)}
-    found = {key for path in store.list(SAMPLES_ROOT) if (key := _key_of(path)) is not None}
-    orphans = sorted(found - listed)
-    for key in orphans:
-        remove_group(store, key)
-    return orphans
-
-
 def find_damaged(store: Store, manifests: Iterable[Manifest]) -> Iterator[str]:
     """Read all of ``samples.zarr`` and name, in a line each, what is not as it was written."""
     parents = {f"{SAMPLES_ROOT}/zarr.json"}
@@ -106,8 +90,3 @@ def _fault(store: Store, path: str, sha256: str) -> str | None:
 
 def _parents(key: str) -> tuple[str, str]:
     return f"{SAMPLES_ROOT}/zarr.json", f"{SAMPLES_ROOT}/{key.partition('/')[0]}/zarr.json"
-
-
-def _key_of(path: str) -> str | None:
-    parts = path.split("/")
-    return "/".join(parts[1:3]) if len(parts) > 3 else None

@@ -1,10 +1,19 @@
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from pipeline.batches import DeformationBatches, IdentityBatches, IdentityCounts
-from pipeline.sample_format import SAMPLES_ROOT, DeformationSamples, IdentitySamples, encode_samples, quantise_samples
+from pipeline.sample_blocks import GROUP_BLOCKS
+from pipeline.sample_format import (
+    SAMPLES_ROOT,
+    DeformationSamples,
+    IdentitySamples,
+    decode_near,
+    encode_samples,
+    quantise_samples,
+)
 from pipeline.scan_rows import MemorySource, ShardSource
 from storage.digest import digest_bytes
 from storage.errors import ConfigError
@@ -154,6 +163,32 @@ def test_shards_give_the_batches_that_memory_gives_in_bounded_memory(tmp_path: P
         IdentityBatches.in_memory(samples, counts=COUNTS, batch=2, seed=1) as memory_batches,
     ):
         assert all(_same(next(stored_batches), next(memory_batches)) for _ in range(6))
+
+
+def test_batches_are_prepared_in_the_thread_that_reads_ahead() -> None:
+    told = []
+
+    def prepare(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        told.append(threading.current_thread().name)
+        return {name: column.copy() for name, column in batch.items()}
+
+    samples = [_identity(0)]
+    with IdentityBatches.in_memory(samples, counts=COUNTS, batch=1, prepare=prepare) as batches:
+        prepared = next(batches)
+    assert _same(prepared, next(IdentityBatches.in_memory(samples, counts=COUNTS, batch=1)))
+    assert all(name.startswith("batches") for name in told)
+
+
+def test_a_pass_goes_through_every_group_of_blocks_and_jumps_anywhere() -> None:
+    rows = (2 * GROUP_BLOCKS + 3) * CHUNK_ROWS + 41
+    samples = [_identity(0, 1, rows, 1)]
+    whole = IdentityBatches.in_memory(samples, counts=IdentityCounts(0, rows, 0), batch=1, seed=3, ahead=0)
+    seen = next(whole)["near"][0]
+    stored = decode_near(MemorySource(*samples).read("near", 0, rows))["near"]
+    assert np.array_equal(np.sort(seen, axis=0), np.sort(stored, axis=0))
+    parts = IdentityBatches.in_memory(samples, counts=IdentityCounts(0, 10_007, 0), batch=1, seed=3, ahead=0)
+    for step in (11, 3, 0):
+        assert np.array_equal(parts.batch_at(step)["near"][0], seen[step * 10_007 : (step + 1) * 10_007])
 
 
 def test_nothing_to_draw_from_is_said() -> None:

@@ -1,5 +1,6 @@
 """The sample step on round heads, whose distances and motions are known."""
 
+import io
 import json
 from functools import cache
 from pathlib import Path
@@ -24,14 +25,15 @@ from pipeline.sample_config import (
     SampleThresholds,
     judge_sample,
 )
-from pipeline.sample_groups import find_damaged, remove_group, remove_orphans
+from pipeline.sample_groups import find_damaged, remove_group
 from pipeline.sample_sources import SampleSources
 from pipeline.scan_rows import ShardSource
 from pipeline.stepspec import Need, StepSpec
 from pipeline.workspace import Workspace
+from registration.face_skin import on_face_skin
 from registration.mesh import Mesh, face_areas, mesh_to_ply, transform_points
 from registration.motion_extension import MotionExtension
-from registration.scan_regions import find_scan_regions
+from registration.surface import SurfaceIndex
 from registration.template import REGIONS, Template
 from storage.errors import ScanRejected, StorageConflict
 from storage.shards import CHUNK_ROWS
@@ -95,9 +97,19 @@ def _registered(vertices: np.ndarray | None = None) -> Mesh:
     return Mesh.of(mesh.vertices if vertices is None else vertices, mesh.faces, observed=observed, residual_mm=residual)
 
 
+def _regions_of(scan: Mesh) -> np.ndarray:
+    """The template's region at each vertex of a scan."""
+    head = transform_points(np.linalg.inv(_somewhere()), scan.vertices)
+    foot = SurfaceIndex(_template().mesh).closest(head)
+    corner = _template().mesh.faces[foot.faces]
+    return _template().regions[corner[np.arange(len(head)), foot.bary.argmax(1)]]
+
+
 def _sampler(seed: int = 0, config: IdentitySampleConfig = SMALL) -> IdentitySampler:
     scan, companion = _scanned()
-    return IdentitySampler(scan, companion, _registered(), _template(), PLANE, _somewhere(), config, seed)
+    return IdentitySampler(
+        scan, _regions_of(scan), companion, _registered(), _template(), PLANE, _somewhere(), config, seed
+    )
 
 
 def _identity(seed: int = 0, config: IdentitySampleConfig = SMALL) -> dict[str, np.ndarray]:
@@ -165,12 +177,22 @@ def test_the_seed_alone_decides() -> None:
     assert not np.array_equal(one["near"], other["near"])
 
 
-def test_what_stands_out_is_hair_or_worn() -> None:
-    points = np.array([[0, 110, 0], [0, 90, 0], [0, 20, 105], [0, 0, 90]], np.float32)
-    found = find_scan_regions(points, _registered(), _template(), standoff_mm=4.0)
-    assert [REGIONS[code] for code in found.region] == ["hair", "scalp", "worn", "face"]
-    assert found.face.tolist() == [False, False, False, True]
-    assert np.abs(found.standoff_mm - (20, 0, 17, 0)).max() < 1.5
+def test_worn_things_keep_their_region_and_are_no_face() -> None:
+    scan, companion = _scanned()
+    glasses = _regions_of(scan)
+    glasses[transform_points(np.linalg.inv(_somewhere()), scan.vertices)[:, 1] > 20] = REGIONS.index("worn")
+    sampler = IdentitySampler(scan, glasses, companion, _registered(), _template(), PLANE, _somewhere(), SMALL, 0)
+    rows = sampler.draw("surface", [0]).rows
+    high = rows["surface"][:, 1] > 28
+    assert (rows["region"][high] == REGIONS.index("worn")).all()
+    assert not rows["face"][high].any()
+    assert rows["face"][(rows["surface"][:, 2] > 70) & (np.abs(rows["surface"][:, 1]) < 10)].all()
+
+
+def test_what_lies_off_the_skin_is_no_face() -> None:
+    points = np.array([[0, 0, 105], [0, 0, 90], [0, 0, 80], [0, 90, 0]], np.float32)
+    found = on_face_skin(points, SurfaceIndex(_registered()), _template(), standoff_mm=4.0)
+    assert found.tolist() == [False, True, False, False]
 
 
 def test_pairs_follow_a_known_motion() -> None:
@@ -264,7 +286,9 @@ def _workspace(root: Path, keep: Literal["stored", "on_the_fly"] = "stored", pla
         workspace.commit("ingest", key, inputs={}, outputs={"taken.json": b"{}"}, extra=told)
         meshes = {"mesh.ply": mesh_to_ply(scan), "watertight.ply": mesh_to_ply(companion)}
         workspace.commit("clean", key, inputs={}, outputs=meshes)
-        registration = {"mesh.ply": mesh_to_ply(mesh), "frame.json": frame}
+        told = io.BytesIO()
+        np.savez_compressed(told, region=_regions_of(scan))
+        registration = {"mesh.ply": mesh_to_ply(mesh), "frame.json": frame, "scan_regions.npz": told.getvalue()}
         workspace.commit("register", key, inputs={}, outputs=registration)
     return workspace
 
@@ -340,12 +364,13 @@ def test_on_the_fly_gives_the_rows_that_are_stored(tmp_path: Path) -> None:
 
 def test_a_subject_is_taken_out_without_touching_the_others(tmp_path: Path) -> None:
     workspace = _workspace(tmp_path)
-    manifests = [run_sample(workspace, key) for key in ("001/smile", "001/neutral")]
+    for key in ("001/smile", "001/neutral"):
+        run_sample(workspace, key)
     before = workspace.store.stats("samples.zarr/001/neutral")
     remove_group(workspace.store, "001/smile")
     assert workspace.store.stats("samples.zarr/001/neutral") == before
     assert list(zarr.open_group(tmp_path / "samples.zarr/001", mode="r").group_keys()) == ["neutral"]
-    assert remove_orphans(workspace.store, manifests[:1]) == ["001/neutral"]
+    remove_group(workspace.store, "001/neutral")
     assert workspace.store.list("samples.zarr") == ["samples.zarr/zarr.json"]
 
 
