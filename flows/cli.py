@@ -13,7 +13,8 @@ from importlib.metadata import version
 
 from cyclopts import App, CycloptsError
 
-from flows.commands import models, outside, steps, templates, workspaces
+from flows.commands import models, outside, release, steps, templates, workspaces
+from flows.commands.upkeep import doctor, gc
 from flows.console import Exit, Output, Reply, write_error, write_reply
 from flows.logs import report_crashes
 from storage.errors import ConfigError, NphmError
@@ -38,6 +39,7 @@ VERBS: tuple[Callable[..., Reply] | App, ...] = (
     outside.fit,
     outside.mesh,
     models.models,
+    release.release,
     gc,
     doctor,
     workspaces.schema,

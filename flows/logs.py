@@ -8,6 +8,7 @@ import sys
 import tempfile
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
@@ -58,3 +59,8 @@ def report_crashes(output: Output) -> None:
         write_error(line, output, Exit.FAILED)
 
     sys.excepthook = crashed
+
+
+def logs_naming(names: Callable[[str], bool]) -> list[Path]:
+    """The log files on this machine, outside of any workspace, whose text is found to name somebody; sorted."""
+    return sorted(path for path in log_folder().glob("*.log") if names(path.read_text(errors="replace")))

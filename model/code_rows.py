@@ -71,6 +71,17 @@ class NamedCodes:
         config = json.dumps(told, indent=1, sort_keys=True).encode()
         return NamedCodes(config, encode(tables, values))
 
+    def keep_names(self, subjects: Mapping[str, str], scans: Mapping[str, str]) -> bytes:
+        """The config alone, as ``keep`` makes it, for codes whose rows are the kept ones already.
+
+        Raises:
+            ConfigError: the config is damaged.
+        """
+        told = self._told()
+        for table, renamed in (("identity", subjects), ("expression", scans)):
+            told[_TABLES[table]] = sorted(renamed[name] for name in told[_TABLES[table]] if name in renamed)
+        return json.dumps(told, indent=1, sort_keys=True).encode()
+
     def _told(self) -> dict[str, list[str]]:
         try:
             told: dict[str, list[str]] = json.loads(self.config)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import App, Parameter
@@ -160,6 +161,63 @@ def diff(
 
     found = diff_releases(open_release(before), open_release(after))
     return Reply(asdict(found) | {"same": found.same}, tuple(_told(found)))
+
+
+@release.command
+def withdraw(
+    subject: Annotated[str, Parameter(name="SUBJECT")],
+    /,
+    *,
+    workspace: Workspace,
+    reason: str,
+    dry_run: Annotated[bool, Parameter(negative=())] = False,
+    output: Output = PLAIN,
+) -> Reply:
+    """Take a person who takes consent back out of a workspace, for good.
+
+    Scans, samples, codes, pictures, checkpoints, cached results and log lines go; evaluations and reports are made anew
+    by the next run. Raw files outside the workspace are forgotten and listed, never deleted, and so is every model and
+    release that the person is in. A withdrawal that was stopped is completed by repeating it. Exits with 1 if something
+    in the workspace names the person still.
+
+    For example:
+
+        nphm release withdraw 007 -w heads --reason "asked for it by letter"
+
+    Parameters
+    ----------
+    subject
+        The subject's id in the workspace.
+    reason
+        Kept beside a digest of the id; it may not name the person.
+    dry_run
+        List what would go, and write nothing.
+    """
+    from flows.logs import logs_naming
+    from pipeline.opening import open_workspace
+    from pipeline.traces import Traces
+    from pipeline.withdrawal import withdraw_subject
+
+    opened = open_workspace(workspace)
+    done = withdraw_subject(opened, subject, reason=reason, on=datetime.now(UTC).date().isoformat(), dry_run=dry_run)
+    logs = [str(path) for path in logs_naming(Traces(subject).in_text)]
+    would = "would go" if dry_run else "gone"
+    lines = [f"{would}: {what}: {path}" for what, path in done.removed]
+    lines += [
+        f"model trained on the person: {name}; its weights stay, 'nphm run' trains one anew" for name in done.models
+    ]
+    lines += [f"release that holds {done.pseudonym}: {place}; tell its receivers" for place in done.releases]
+    lines += [f"raw files, for you to delete: {folder}" for folder in done.raw_files]
+    lines += [f"log outside the workspace, for you to delete: {path}" for path in logs]
+    lines += [f"names the person still: {path}" for path in done.left]
+    if dry_run:
+        lines.append(f"{subject}: {len(done.removed)} things would go; nothing was written")
+    elif done.left:
+        lines.append(f"{subject} is withdrawn, but {len(done.left)} files name the person still; look at them")
+    else:
+        lines.append(f"{subject} is withdrawn: {len(done.removed)} things are gone, and ingest refuses the scans")
+    document = asdict(done) | {"logs": logs, "dry_run": dry_run}
+    return Reply(document, tuple(lines), Exit.FAILED if done.left else Exit.DONE)
 
 
 def _told(found: ReleaseDiff) -> list[str]:

@@ -21,6 +21,10 @@ SCHEMAS = {
     "judgement": "storage.manifest:Judgement",
     "fit": "pipeline.fit:FitDocument",
     "latest": "pipeline.models:Latest",
+    "release": "pipeline.release_documents:ReleaseManifest",
+    "release-scans": "pipeline.release_documents:ReleasedScans",
+    "release-splits": "pipeline.release_documents:ReleasedSplits",
+    "tombstone": "pipeline.tombstones:Tombstone",
     "metrics": "pipeline.train_config:Metrics",
 }
 """Where the class behind each document is found."""

@@ -94,6 +94,23 @@ def write_scan(folder: Path, layout: str, seed: int, unit_mm: float = 1.0, views
 @pytest.fixture
 def make_session(tmp_path) -> Callable[..., Path]:
     """A function that writes a session of tiny scans and returns its folder."""
+    return session_maker(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def finished_workspace(tmp_path_factory) -> Path:
+    """The folder of a workspace that is up to date, to be copied: see ``release_rig.finish_workspace``."""
+    from tests.pipeline.release_rig import finish_workspace  # torch: imported where it is wanted alone
+
+    folder = tmp_path_factory.mktemp("finished")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("os.fsync", lambda handle: None)
+        finish_workspace(folder / "workspace", session_maker(folder))
+    return folder / "workspace"
+
+
+def session_maker(folder: Path) -> Callable[..., Path]:
+    """A function that writes sessions into a folder."""
 
     def make(
         name: str = "session",
@@ -104,7 +121,7 @@ def make_session(tmp_path) -> Callable[..., Path]:
         seed: int = 0,
         **told: Any,
     ) -> Path:
-        root = tmp_path / name
+        root = folder / name
         subjects = {"001": ["neutral", "smile"]} if subjects is None else subjects
         per_unit = {"mm": 1.0, "cm": 10.0, "m": 1000.0}[unit]
         for subject, expressions in subjects.items():
