@@ -151,9 +151,7 @@ def register_expression(
     lacks = (misfit_mm, misfit_range_mm) if len(template.expression_basis) else SMOOTH_MODES_LACK
     task = _Task(scan, template, model, 0, lacks, moving(template), landmarks)
     found = _finish(task, alignment, _fit(task, alignment))
-    skull = skull_figures(
-        scan, found.T_world_from_head, found.observed, canonical.vertices_head_mm, canonical.observed, template
-    )
+    skull = skull_figures(scan, found.T_world_from_head, canonical.vertices_head_mm, canonical.observed, template)
     return replace(found, figures={**found.figures, **skull})
 
 
@@ -188,7 +186,8 @@ def _moves(template: Template, most: int) -> _Moves:
     """The template's expressions, or at most so many general ones, the jaw first."""
     e = len(template.expression_basis)
     if e:
-        return _Moves(template.expression_basis, np.full(e, 0.4), np.zeros(e), np.full(e, 1.15))
+        low = 1.15 * template.expression_low if len(template.expression_low) else np.zeros(e)
+        return _Moves(template.expression_basis, np.full(e, 0.4), low, np.full(e, 1.15))
     basis = jaw_mode(template)[None] if most == 1 else motion_modes(template, most)
     spread, low, high = np.ones(len(basis)), np.full(len(basis), -3.5), np.full(len(basis), 3.5)
     spread[0], low[0], high[0] = 0.4, -0.1, 1.3
