@@ -17,8 +17,8 @@ from pipeline.sample_sources import SampleSources
 from pipeline.scan_rows import ScanSource
 from pipeline.train_config import STEP_VERSION, Metrics, TrainConfig
 from pipeline.training_curves import JSON_LINES, TENSORBOARD, curve_files, encode_line, event, event_file_start
-from storage.digest import digest_json
-from storage.errors import ConfigError, one_line
+from storage.digest import digest_bytes, digest_json
+from storage.errors import ConfigError, StorageConflict, one_line
 from storage.manifest import Manifest
 from storage.store import Store
 
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 _BOX_MARGIN_MM = 15.0
 _KEPT_CHECKPOINTS = 2
+_DIGITS = 32
+"""Of a checkpoint's SHA-256 in its name."""
 _POINTS_AGAINST_PARENT = 5000
 
 
@@ -324,8 +326,9 @@ class Checkpoints:
         self._events = bytearray(event_file_start())
 
     def save(self, name: str, data: bytes) -> None:
-        """Keep a checkpoint and the curve up to it; names sort by progress, and the oldest ones go."""
-        self._store.put(f"{self._own}/{name}", data)
+        """Keep a checkpoint and the curve up to it; names sort by progress and end in a digest; the oldest ones go."""
+        stem, _, ending = name.rpartition(".")
+        self._store.put(f"{self._own}/{stem}.{digest_bytes(data)[:_DIGITS]}.{ending}", data)
         self._store.put(f"{self._own}/curve/{JSON_LINES}", bytes(self._curve))
         self._store.put(f"{self._own}/curve/{TENSORBOARD}", bytes(self._events))
         for path in self._kept()[:-_KEPT_CHECKPOINTS]:
@@ -337,13 +340,20 @@ class Checkpoints:
         self._events += event(line)
 
     def newest(self) -> bytes | None:
-        """The checkpoint to go on from, or None."""
+        """The checkpoint to go on from, or None.
+
+        Raises:
+            StorageConflict: it was changed after it was written.
+        """
         from model.checkpoint import decode  # torch: loaded by the steps that need it alone
 
         kept = self._kept()
         if not kept:
             return None
         data = self._store.get(kept[-1])
+        if digest_bytes(data)[:_DIGITS] != kept[-1].split(".")[-2]:
+            why, remedy = "its digest is not the one in its name", "delete it; training goes on from the one before"
+            raise StorageConflict(one_line("checkpoint is damaged", f"{self._store.url}/{kept[-1]}", why, remedy))
         for line in decode(data, kept[-1])[1]["curve"]:
             self.record(line)
         return data
