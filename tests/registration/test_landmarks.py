@@ -161,7 +161,7 @@ def test_a_fit_follows_its_landmarks() -> None:
     misfit = Misfit.over(flat, pick, np.ones(len(flat)), 0.1, 20.0, 0.1)
     start = BasisFit(np.eye(4), np.zeros(1), np.zeros(len(pick)), 1.0)
     stages = (Stage(8, 10.0, 0.5, 3.0),)
-    middle = np.array([312, 311, 313, 287, 337])
-    pins = Pins(middle, model.shape(np.array([1.0]))[middle], np.full(5, 1.0))
+    middle = np.array([312, 311, 313, 287, 337, 0, 24, 600, 624])  # the last four hold the pose
+    pins = Pins(middle, model.shape(np.array([1.0]))[middle], np.full(9, 1.0))
     assert abs(fit_basis(scan, model, misfit, start, stages).coefficients[0]) < 0.1
     assert fit_basis(scan, model, misfit, start, stages, pins).coefficients[0] == pytest.approx(1.0, abs=0.25)
