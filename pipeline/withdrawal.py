@@ -133,8 +133,7 @@ def _withdraw(workspace: Workspace, traces: Traces, reason: str, on: str, dry_ru
         for removal in removals:
             removal.do()
         store.sweep()
-        for folder in sorted({removal.path.partition("/")[0] for removal in removals if "/" in removal.path}):
-            store.prune(folder)
+        store.prune()
         left = tuple(_still_named(workspace, traces))
         put_tombstone(store, names, subject, tombstone.model_copy(update={"finished": not left}))
     removed = tuple((removal.what, removal.path) for removal in removals)
@@ -222,17 +221,17 @@ class Removals:
     def _bearing_the_id(self) -> Iterator[Removal]:
         """Whatever else bears the id in its path: sample groups, judgements, caches."""
         results = tuple(f"{spec.folder}/" for spec in self.workspace.steps.values())
-        roots = set()
+        roots: dict[str, Callable[[], None]] = {}
         for path in self.store.list():
             if self.traces.in_path(path) and not path.startswith(results):
-                parts = path.split("/")
-                roots.add("/".join(parts[: parts.index(self.subject) + 1]) if self.subject in parts else path)
-        for root in sorted(roots):
-            yield Removal("files of the subject", root, partial(self._remove_root, root))
-
-    def _remove_root(self, root: str) -> None:
-        self._empty(root)
-        self.store.delete(root)
+                *folders, _ = path.split("/")
+                if self.subject in folders:
+                    root = "/".join(folders[: folders.index(self.subject) + 1])
+                    roots[root] = partial(self._empty, root)
+                else:
+                    roots[path] = partial(self.store.delete, path)
+        for root, do in sorted(roots.items(), key=lambda item: item[0]):
+            yield Removal("files of the subject", root, do)
 
     def _texts(self) -> Iterator[Removal]:
         """Splits, sessions, logs, caches and the configuration, each without what names the subject."""

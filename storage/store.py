@@ -119,7 +119,7 @@ class Store(ABC):
         """Remove what killed writers left behind; returns how many files that were."""
         return 0
 
-    def prune(self, folder: str) -> int:
+    def prune(self, folder: str = "") -> int:
         """Remove the empty folders that deletions left under a folder, itself included; returns how many that were.
 
         Nobody may write there meanwhile. A bucket has no folders.
@@ -214,9 +214,11 @@ class LocalStore(Store):
                 swept += 1
         return swept
 
-    def prune(self, folder: str) -> int:
+    def prune(self, folder: str = "") -> int:
         pruned = 0
-        for at, _, _ in os.walk(self._inside(folder), topdown=False):
+        for at, _, _ in os.walk(self._inside(folder) if folder else self.root, topdown=False):
+            if at in (str(self.root), str(self.root / SCRATCH)):
+                continue
             try:
                 os.rmdir(at)
                 pruned += 1

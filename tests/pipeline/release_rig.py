@@ -46,7 +46,7 @@ def _mesh(key: str, note: str) -> bytes:
 def _run_clean(workspace: Workspace, key: str) -> Manifest:
     inputs = workspace.inputs("clean", key)
     outputs = {name: _mesh(key, name) for name in ("mesh.ply", "watertight.ply")} | {"sheet.png": b"a face"}
-    figures = {"face_coverage": 0.9 + len(key) / 100, "faces": 10, "stages": {"a": 1}}
+    figures = {"face_coverage": 0.9 + len(key) / 100, "faces": 10, "stages": {"fused": 1}}
     return workspace.commit("clean", key, inputs=inputs, outputs=outputs, figures=figures)
 
 

@@ -163,7 +163,7 @@ def test_empty_folders_are_pruned(store, tmp_path):
     store.prune("a")
     assert store.list() == ["a/b/y", "ab/z"]
     store.delete("a/b/y")
-    store.prune("a")
+    store.prune()
     store.prune("nowhere")
     assert store.list() == ["ab/z"]
     if isinstance(store, LocalStore):
