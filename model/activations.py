@@ -1,6 +1,7 @@
 """Smooth activations with the first and second derivatives that the hand-written gradients need.
 
 Each keeps of its forward pass what its derivatives are cheapest to find from: softplus its value, SiLU its argument.
+Results go into buffers that are given, since fresh memory costs as much as the arithmetic.
 """
 
 from __future__ import annotations
@@ -14,58 +15,63 @@ from model.config import ActivationName
 
 
 class Activation(Protocol):
-    """An elementwise function with two derivatives; each takes and gives tensors of one shape."""
+    """An elementwise function with two derivatives; all tensors are of one shape, and buffers come last."""
 
-    def value(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """The function, and what is to be kept of it. ``z`` may be overwritten."""
+    keeps_value: bool
+    """Whether what is kept is the value; else it is the argument."""
 
-    def derivatives(self, kept: Tensor, value: bool = True) -> tuple[Tensor | None, Tensor]:
-        """The function, where asked for, and its first derivative, from what was kept."""
+    def value(self, z: Tensor, out: Tensor) -> Tensor:
+        """The function; ``out`` may be ``z``."""
 
-    def second_derivatives(self, kept: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def derivatives(self, kept: Tensor, value: Tensor, slope: Tensor) -> tuple[Tensor, Tensor]:
+        """The function and its first derivative, from what was kept."""
+
+    def second_derivatives(
+        self, kept: Tensor, value: Tensor, slope: Tensor, bend: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """The function and its first two derivatives, from what was kept."""
 
 
 class Silu:
     """z times the logistic function of z."""
 
-    def value(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        return torch.nn.functional.silu(z), z
+    keeps_value = False
 
-    def derivatives(self, kept: Tensor, value: bool = True) -> tuple[Tensor | None, Tensor]:
-        s = torch.sigmoid(kept)
-        a = kept * s
-        slope = torch.addcmul(s, a, 1 - s)
-        return (a if value else None), slope
+    def value(self, z: Tensor, out: Tensor) -> Tensor:
+        return torch.ops.aten.silu.out(z, out=out)
 
-    def second_derivatives(self, kept: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def derivatives(self, kept: Tensor, value: Tensor, slope: Tensor) -> tuple[Tensor, Tensor]:
+        s = torch.sigmoid(kept, out=slope)
+        torch.mul(kept, s, out=value)
+        return value, slope.addcmul_(value, s, value=-1).add_(value)  # s + a - a s
+
+    def second_derivatives(
+        self, kept: Tensor, value: Tensor, slope: Tensor, bend: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         s = torch.sigmoid(kept)
-        rest = 1 - s
-        a = kept * s
-        slope = torch.addcmul(s, a, rest)
-        # rest (slope + s - s a), with the buffers that are free by now
-        bend = torch.addcmul(slope, s, a, value=-1).add_(s).mul_(rest)
-        return a, slope, bend
+        torch.mul(kept, s, out=value)
+        torch.addcmul(s, value, s, value=-1, out=slope).add_(value)
+        torch.addcmul(slope, s, value, value=-1, out=bend).add_(s)
+        return value, slope, bend.addcmul_(bend, s, value=-1)  # (1 - s) (slope + s - s a)
 
 
 class Softplus100:
     """log(1 + exp(100 z)) / 100, the paper's."""
 
-    def value(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        a = torch.nn.functional.softplus(z, beta=100.0)
-        return a, a
+    keeps_value = True
 
-    def derivatives(self, kept: Tensor, value: bool = True) -> tuple[Tensor | None, Tensor]:
-        return (kept if value else None), _slope(kept)
+    def value(self, z: Tensor, out: Tensor) -> Tensor:
+        return torch.ops.aten.softplus.out(z, 100.0, 20.0, out=out)
 
-    def second_derivatives(self, kept: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        slope = _slope(kept)
-        return kept, slope, torch.addcmul(slope, slope, slope, value=-1).mul_(100.0)
+    def derivatives(self, kept: Tensor, value: Tensor, slope: Tensor) -> tuple[Tensor, Tensor]:
+        # the logistic function of 100 z, from softplus: 1 - exp(-100 a)
+        return kept, torch.mul(kept, -100.0, out=slope).exp_().neg_().add_(1.0)
 
-
-def _slope(value: Tensor) -> Tensor:
-    """The logistic function of 100 z, from softplus: 1 - exp(-100 a)."""
-    return torch.mul(value, -100.0).exp_().neg_().add_(1.0)
+    def second_derivatives(
+        self, kept: Tensor, value: Tensor, slope: Tensor, bend: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        self.derivatives(kept, value, slope)
+        return kept, slope, torch.addcmul(slope, slope, slope, value=-1, out=bend).mul_(100.0)
 
 
 def activation(name: ActivationName) -> Activation:

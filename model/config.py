@@ -73,11 +73,21 @@ class DeformationConfig(_Frozen):
     )
 
 
+class RegionConfig(_Frozen):
+    """The region field: one small network that names the part of the head a point belongs to."""
+
+    hidden: tuple[int, ...] = Field(default=(64, 64), min_length=1, description="outputs of the hidden layers")
+    coordinate_gain: float = Field(
+        default=8.0, gt=0, description="positions are multiplied by this before the first layer"
+    )
+
+
 class FieldConfig(_Frozen):
-    """Both fields: the architecture of a head model."""
+    """All fields: the architecture of a head model."""
 
     identity: IdentityConfig = IdentityConfig()
     deformation: DeformationConfig = DeformationConfig()
+    regions: RegionConfig | None = Field(default=None, description="the region field; left out, there is none")
 
 
 class IdentityLossWeights(_Frozen):
@@ -136,6 +146,10 @@ class TrainingConfig(_Frozen):
     field: FieldConfig = FieldConfig()
     stage1: StageConfig = StageConfig(steps=20000, learning_rate=2e-3, code_learning_rate=5e-3, code_init=0.1)
     stage2: StageConfig = StageConfig(steps=12000, learning_rate=5e-3, code_learning_rate=2e-2, code_init=0.1)
+    stage3: StageConfig = Field(
+        default=StageConfig(steps=1500, learning_rate=3e-3, code_learning_rate=1e-3, code_init=0.1),
+        description="the region field, where there is one; no code is moved",
+    )
     identity_losses: IdentityLossWeights = IdentityLossWeights()
     deformation_losses: DeformationLossWeights = DeformationLossWeights()
     distance_clamp_mm: float = Field(default=25.0, gt=0, description="direct distances count up to here")
@@ -157,7 +171,8 @@ class TrainingConfig(_Frozen):
     )
     validation: ValidationConfig = ValidationConfig()
     precision: Literal["float32", "bfloat16"] = Field(
-        default="float32", description="of matrix products on a GPU; sums, activations and codes stay float32"
+        default="float32",
+        description="of hidden layers' products on a GPU; bfloat16 is too rough for softplus100",
     )
     threads: int = Field(default=2, ge=1, description="CPU threads; the same number gives the same bits")
     record_every: int = Field(default=20, ge=1, description="steps between two records of the training curve")

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from model.activations import activation
 from model.config import DeformationConfig
-from model.grouped_mlp import Group, Layer, evaluate, evaluate_with_jacobian
+from model.grouped_mlp import evaluate, evaluate_with_jacobian
+from model.grouped_sweeps import Group, Layer
 
 _POINTS_AT_ONCE = 1 << 16
 

@@ -19,6 +19,7 @@ from model.config import FieldConfig
 from model.deformation_field import DeformationField
 from model.identity_field import IdentityField
 from model.meshing import clip, extract
+from model.region_field import RegionField
 from model.trained_model import TrainedModel, WarmStart
 from model.units import MM_PER_UNIT, to_mm, to_units
 from registration.mesh import Mesh
@@ -46,6 +47,7 @@ class HeadModel:
         template: the template of the registrations that the model was trained on.
         box_mm: (2, 3) corners of the space in which heads lie, head frame.
         throat_plane: (4,) head frame, mm; nothing below it (``n x + d < 0``) was ever supervised.
+        region_field: names the part of the head that a point belongs to; None where the config has none.
     """
 
     identity_field: IdentityField
@@ -58,6 +60,7 @@ class HeadModel:
     template: Template
     box_mm: NDArray[np.float64]
     throat_plane: NDArray[np.float64]
+    region_field: RegionField | None = None
 
     @classmethod
     def of(
@@ -71,8 +74,9 @@ class HeadModel:
         throat_plane: ArrayLike,
     ) -> HeadModel:
         """Freeze what training returned, under the names of its subjects and scans."""
-        for field in (trained.identity, trained.deformation):
-            field.requires_grad_(False)
+        for field in (trained.identity, trained.deformation, trained.regions):
+            if field is not None:
+                field.requires_grad_(False)
         return cls(
             trained.identity,
             trained.deformation,
@@ -84,6 +88,7 @@ class HeadModel:
             template,
             np.asarray(box_mm, np.float64).reshape(2, 3),
             np.asarray(throat_plane, np.float64).reshape(4),
+            trained.regions,
         )
 
     @classmethod
@@ -127,21 +132,24 @@ class HeadModel:
         weights, _ = decode(files["model.safetensors"], f"{where}/model.safetensors")
         load_module(identity, "identity", weights, where)
         load_module(deformation, "deformation", weights, where)
-        for field in (identity, deformation):
-            field.requires_grad_(False).to(device)
+        regions = None
+        if config.regions is not None:
+            regions = RegionField(config.regions, config.identity.global_dim, blank)
+            load_module(regions, "regions", weights, where)
+        for field in (identity, deformation, regions):
+            if field is not None:
+                field.requires_grad_(False).to(device)
         codes, _ = decode(files["codes.safetensors"], f"{where}/codes.safetensors")
         template = Template.from_bytes(files["template.npz"], f"{where}/template.npz")
         z_id, z_ex = codes["identity"].numpy(), codes["expression"].numpy()
         if z_id.shape != (len(subjects), identity.layout.size) or len(z_ex) != len(scans):
             why = f"{len(z_id)} and {len(z_ex)} codes for {len(subjects)} subjects and {len(scans)} scans"
             raise ConfigError(one_line("codes and names disagree", where, why, "train the model again"))
-        return cls(identity, deformation, config, subjects, scans, z_id, z_ex, template, box, plane)
+        return cls(identity, deformation, config, subjects, scans, z_id, z_ex, template, box, plane, regions)
 
     def to_files(self) -> dict[str, bytes]:
         """The model folder's files by name: weights, codes, config and template. Same model, same bytes."""
-        weights = module_tensors(self.identity_field, "identity") | module_tensors(
-            self.deformation_field, "deformation"
-        )
+        weights = self._weights()
         codes = {"identity": self.identity_codes, "expression": self.expression_codes}
         told: dict[str, Any] = {
             "format": FORMAT,
@@ -171,13 +179,10 @@ class HeadModel:
 
     def warm_start(self, subjects: Sequence[str], scans: Sequence[str]) -> WarmStart:
         """What a new training of these subjects and scans goes on from: codes of new ones start at the mean."""
-        weights = module_tensors(self.identity_field, "identity") | module_tensors(
-            self.deformation_field, "deformation"
-        )
         known_subjects = dict(zip(self.subjects, self.identity_codes, strict=True))
         known_scans = dict(zip(self.scans, self.expression_codes, strict=True))
         return WarmStart(
-            weights,
+            self._weights(),
             torch.as_tensor(np.stack([known_subjects.get(one, self.identity_mean) for one in subjects])),
             torch.as_tensor(np.stack([known_scans.get(one, self.expression_mean) for one in scans])),
         )
@@ -281,6 +286,26 @@ class HeadModel:
         prepared = self.deformation_field.prepare(z_id, anchors, z_ex)
         moved = self.deformation_field.displacement(prepared, to_units(self._tensor(points)))
         return points + np.asarray(to_mm(moved).cpu().numpy())
+
+    @torch.no_grad()
+    def regions(self, points_head_mm: ArrayLike, identity: str | ArrayLike) -> NDArray[np.uint8]:
+        """The region (N,) of canonical points (N, 3), an index into ``REGIONS``; it means little far from the surface.
+
+        Raises:
+            ConfigError: the model was trained without a region field.
+        """
+        if self.region_field is None:
+            remedy = "set train.training.field.regions and train again"
+            raise ConfigError(one_line("has no region field", "model", "it was trained without one", remedy))
+        z_global, _ = self.identity_field.layout.split(self._tensor(self.identity_code(identity))[None])
+        points = to_units(self._tensor(np.asarray(points_head_mm, np.float32)))
+        scores = self.region_field.scores(self.region_field.prepare(z_global), points)
+        return np.asarray(scores.argmax(1).cpu().numpy(), np.uint8)
+
+    def _weights(self) -> dict[str, Tensor]:
+        weights = module_tensors(self.identity_field, "identity")
+        weights |= module_tensors(self.deformation_field, "deformation")
+        return weights if self.region_field is None else weights | module_tensors(self.region_field, "regions")
 
     def anchors_mm(self, identity: str | ArrayLike) -> NDArray[np.float32]:
         """(K, 3) predicted anchors, head frame, mm."""

@@ -14,7 +14,8 @@ from model.anchors_head import AnchorsHead
 from model.blending import Blending, active_pairs, anchor_reach, anchor_weight
 from model.codes import IdentityLayout
 from model.config import IdentityConfig
-from model.grouped_mlp import Group, Layer, evaluate, evaluate_with_gradient
+from model.grouped_mlp import evaluate, evaluate_with_gradient
+from model.grouped_sweeps import Group, Layer
 
 _POINTS_AT_ONCE = 1 << 16
 

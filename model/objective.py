@@ -74,6 +74,18 @@ class Objective:
         )
         return losses, total(losses, self.config.deformation_losses)
 
+    def regions(self, batch: Batch) -> tuple[Losses, Tensor]:
+        """Stage 3: cross-entropy of the regions of surface samples."""
+        own, model = self.processes.part(batch), self.model
+        assert model.regions is not None
+        z_global, _ = model.identity.layout.split(model.identity_codes(self.tensors.tensor(own["subject"])))
+        points = self.tensors.lengths(own["surface"])
+        index = torch.arange(len(points), device=points.device).repeat_interleave(points.shape[1])
+        scores = model.regions.scores(model.regions.prepare(z_global), points.reshape(-1, 3), index)
+        told = self.tensors.tensor(own["region"]).long().reshape(-1)
+        loss = torch.nn.functional.cross_entropy(scores, told)
+        return {"region": loss}, loss
+
     def joint(self, identity: Batch, deformation: Batch) -> tuple[Losses, Tensor]:
         """Both in one step; what moves the expressions moves the identities' codes too."""
         shape, of_shape = self.identity(identity)

@@ -15,6 +15,7 @@ from model.codes import CodeBook
 from model.config import TrainingConfig
 from model.deformation_field import DeformationField
 from model.identity_field import IdentityField
+from model.region_field import RegionField
 from model.training_data import TrainingData
 from model.units import to_units
 
@@ -40,6 +41,7 @@ class TrainedModel:
 
     Attributes:
         identity, deformation: the fields.
+        regions: the region field; None where the config has none.
         identity_codes: (subjects, D).
         expression_codes: (scans, E).
         curve: lines with stage, step, rate, loss and each unweighted term.
@@ -50,6 +52,7 @@ class TrainedModel:
     identity_codes: CodeBook
     expression_codes: CodeBook
     curve: list[dict[str, Any]]
+    regions: RegionField | None = None
 
     def tensors(self) -> dict[str, Tensor]:
         """All weights, buffers and codes by name."""
@@ -67,7 +70,9 @@ class TrainedModel:
         Raises:
             ConfigError: the earlier model has another architecture or other anchors.
         """
-        for prefix, part in self._parts()[:2]:
+        for prefix, part in self._parts():
+            if prefix.endswith("_codes"):
+                continue
             load_module(part, prefix, start.weights, "the model to go on from")
         self.identity_codes.codes.copy_(start.identity_codes)
         self.expression_codes.codes[: len(start.expression_codes)].copy_(start.expression_codes)
@@ -78,11 +83,13 @@ class TrainedModel:
             part.to(device)
 
     def _parts(self) -> tuple[tuple[str, torch.nn.Module], ...]:
+        optional = () if self.regions is None else (("regions", self.regions),)
         return (
             ("identity", self.identity),
             ("deformation", self.deformation),
             ("identity_codes", self.identity_codes),
             ("expression_codes", self.expression_codes),
+            *optional,
         )
 
 
@@ -96,4 +103,7 @@ def new_model(config: TrainingConfig, data: TrainingData, seed: int) -> TrainedM
     identity_codes = CodeBook(data.subjects, size, config.stage1.code_init, generator)
     expression_dim = config.field.deformation.expression_dim
     expression_codes = CodeBook(max(data.scans, 1), expression_dim, config.stage2.code_init, generator)
-    return TrainedModel(identity, deformation, identity_codes, expression_codes, [])
+    regions = None
+    if config.field.regions is not None:
+        regions = RegionField(config.field.regions, config.field.identity.global_dim, generator)
+    return TrainedModel(identity, deformation, identity_codes, expression_codes, [], regions)

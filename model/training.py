@@ -89,7 +89,8 @@ class _Stage:
 
     def parameters(self) -> list[nn.Parameter]:
         """Everything that the stage moves."""
-        return [p for optimiser in self.optimisers for p in (*optimiser.networks, optimiser.codes)]
+        moved = [p for optimiser in self.optimisers for p in (*optimiser.networks, optimiser.codes)]
+        return [parameter for parameter in moved if parameter.requires_grad]
 
     def tensors(self) -> dict[str, Tensor]:
         return {name: tensor for optimiser in self.optimisers for name, tensor in optimiser.tensors().items()}
@@ -137,7 +138,7 @@ class _Run:
         )
 
     def train(self, resume: bytes | None) -> TrainedModel:
-        stages = self._stages()
+        self.stages = stages = self._stages()
         first, step, taken = 1, 0, None
         if resume is not None:
             first, step, taken = self._take_up(resume)
@@ -158,15 +159,18 @@ class _Run:
         motion = StageOptimiser(
             config.stage2, model.deformation.parameters(), model.expression_codes.codes, "deformation"
         )
-        if data.deformation is None:
-            return [_Stage("stage1", 1, config.stage1.steps, (shape,), (data.identity,), self.objective.identity)]
-        if config.joint:
+        stages = [_Stage("stage1", 1, config.stage1.steps, (shape,), (data.identity,), self.objective.identity)]
+        if data.deformation is not None and config.joint:
             sources = (data.identity, data.deformation)
-            return [_Stage("joint", 1, config.stage1.steps, (shape, motion), sources, self.objective.joint)]
-        return [
-            _Stage("stage1", 1, config.stage1.steps, (shape,), (data.identity,), self.objective.identity),
-            _Stage("stage2", 2, config.stage2.steps, (motion,), (data.deformation,), self.objective.deformation),
-        ]
+            stages = [_Stage("joint", 1, config.stage1.steps, (shape, motion), sources, self.objective.joint)]
+        elif data.deformation is not None:
+            stages += [
+                _Stage("stage2", 2, config.stage2.steps, (motion,), (data.deformation,), self.objective.deformation)
+            ]
+        if model.regions is not None:
+            naming = StageOptimiser(config.stage3, model.regions.parameters(), model.identity_codes.codes, "regions")
+            stages += [_Stage("stage3", 3, config.stage3.steps, (naming,), (data.identity,), self.objective.regions)]
+        return stages
 
     def _run(self, stage: _Stage, start: int, taken: Mapping[str, Tensor] | None) -> None:
         """Run one stage from a step on, with checkpoints and records on their way."""
@@ -211,9 +215,8 @@ class _Run:
                 line[VALIDATION] = self._look(stage, average)
             self.model.curve.append(line)
             self.record(line)
-        before = self.config.stage1.steps if stage.number == 2 else 0
-        both = self.data.deformation is not None and not self.config.joint
-        self.progress(stage.name, before + done, self.config.stage1.steps + (self.config.stage2.steps if both else 0))
+        before = sum(other.steps for other in self.stages if other.number < stage.number)
+        self.progress(stage.name, before + done, sum(other.steps for other in self.stages))
 
     def _look(self, stage: _Stage, average: WeightAverage) -> float:
         """Fit those who are not trained on; remember the best weights, and whether it is time to end."""
@@ -252,7 +255,7 @@ class _Run:
         self.model.restore({name: tensor for name, tensor in tensors.items() if name in own})
         self.model.curve[:] = values["curve"]
         self.noise.set_state(tensors["noise"])
-        stage = self._stages()[values["stage"] - 1]
+        stage = next(stage for stage in self._stages() if stage.number == values["stage"])
         for batches, state in zip(stage.batches, values["batches"], strict=True):
             batches.restore(state)
         self.ended = values["ended"]

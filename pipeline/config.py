@@ -124,7 +124,10 @@ PRESETS: dict[Preset, dict[str, Any]] = {
             "near_points": 800,
             "scans_per_step": 32,
             "pair_points": 1000,
+            "validation_share": 0.05,
             "training": {
+                "validation": {"every": 2000, "patience": 15},
+                "record_every": 100,
                 "field": PAPER_FIELD.model_dump(mode="json"),
                 "stage1": {
                     "steps": 120_000,

@@ -11,7 +11,14 @@ import pytest
 from pydantic import BaseModel, ConfigDict
 
 from model import HeadModel
-from model.config import DeformationConfig, FieldConfig, IdentityConfig, StageConfig, TrainingConfig
+from model.config import (
+    DeformationConfig,
+    FieldConfig,
+    IdentityConfig,
+    StageConfig,
+    TrainingConfig,
+    ValidationConfig,
+)
 from pipeline.config import PipelineConfig
 from pipeline.sample_format import (
     DECODERS,
@@ -22,7 +29,7 @@ from pipeline.sample_format import (
     quantise_samples,
 )
 from pipeline.stepspec import Need, StepSpec
-from pipeline.train import mean_plane, run_train
+from pipeline.train import is_for_validation, mean_plane, retrain, run_train
 from pipeline.train_config import STEP_VERSION, TrainConfig, TrainThresholds, judge_train
 from pipeline.workspace import Workspace
 from registration.mesh import Mesh
@@ -213,6 +220,53 @@ def test_checkpoints_of_other_settings_are_not_taken_up(tmp_path: Path) -> None:
     other.tell = lambda done, total, note: steps.append(done)
     run_train(other, "first")
     assert steps[0] == 1
+
+
+def test_retraining_goes_on_from_a_model_under_a_name_of_its_own(tmp_path: Path) -> None:
+    workspace = _workspace(tmp_path)
+    parent = run_train(workspace, "first")
+    manifest = retrain(workspace, "first")
+    assert manifest.key not in ("first", "")
+    assert manifest.inputs["parent/model.safetensors"] == parent.outputs["model.safetensors"].sha256
+    assert manifest.figures["known_subjects"] == 2
+    assert manifest.figures["known_codes_moved"] > 0
+    assert manifest.figures["known_face_median_mm"] < manifest.figures["parent_face_median_mm"]
+    assert retrain(workspace, "first") == manifest
+    with pytest.raises(ConfigError, match="no accepted result of train"):
+        retrain(workspace, "nothing")
+
+
+def test_subjects_set_aside_steer_and_are_not_learnt(tmp_path: Path) -> None:
+    aside = [one for one in RADII_MM if is_for_validation(one, 0.5)]
+    share = 0.5
+    while len(aside) != 1:  # the ids alone decide
+        share += 0.05 if not aside else -0.05
+        aside = [one for one in RADII_MM if is_for_validation(one, share)]
+    training = _small().training.model_copy(update={"validation": ValidationConfig(every=20, fit_steps=2)})
+    workspace = _workspace(
+        tmp_path, _Config(train=_small().model_copy(update={"validation_share": share, "training": training}))
+    )
+    manifest = run_train(workspace, "first")
+    assert manifest.figures["subjects"] == 1
+    assert manifest.figures["validation_face_median_mm"] > 0
+    assert HeadModel.load(tmp_path / "models/first").subjects == tuple(one for one in RADII_MM if one not in aside)
+
+
+def test_checkpoints_bring_the_curve_for_tensorboard(tmp_path: Path) -> None:
+    workspace = _workspace(tmp_path)
+
+    def stop(done: int, total: int, note: str) -> None:
+        if done == 35:
+            raise KeyboardInterrupt
+
+    workspace.tell = stop
+    with pytest.raises(KeyboardInterrupt):
+        run_train(workspace, "first")
+    kept = workspace.store.list("checkpoints")
+    assert sum(path.endswith(".safetensors") for path in kept) == 2
+    lines = workspace.store.get(next(path for path in kept if path.endswith("curve.jsonl"))).splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [10, 20, 30]
+    assert any("tfevents" in path for path in kept)
 
 
 def test_without_samples_there_is_nothing_to_train_on(tmp_path: Path) -> None:
