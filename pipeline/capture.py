@@ -149,7 +149,8 @@ def _read_view_clouds(files: RawFiles, key: str, unit: str, config: IngestConfig
         "points_not_finite": sum(len(cloud.vertices) for cloud in told) - sum(len(cloud.vertices) for cloud in clouds),
     }
     in_mm = tuple(_bare(cloud, scale) for cloud in full)
-    return ReadScan(Capture(key, "view_clouds", clouds=in_mm), figures)
+    names = tuple(posixpath.basename(path).rpartition(".")[0] for path in paths if path not in empty)
+    return ReadScan(Capture(key, "view_clouds", clouds=in_mm, cloud_names=names), figures)
 
 
 def _read_fused_mesh(files: RawFiles, key: str, unit: str, config: IngestConfig) -> ReadScan:

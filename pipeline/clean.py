@@ -92,7 +92,7 @@ def clean_scan(capture: Capture, template: Template, config: CleanConfig, seed: 
     """
     if capture.mesh is not None:
         return _clean_mesh(capture.key, capture.mesh, template, config, seed, threads)
-    views = views_from_clouds(capture.clouds) if capture.clouds else capture.depth_views
+    views = views_from_clouds(capture.clouds, capture.cloud_names) if capture.clouds else capture.depth_views
     views = tuple(view for view in views if (view.depth_mm > 0).any())
     if len(views) < 3:
         raise ScanRejected(one_line("too few views with depth", capture.key, f"{len(views)} of 3", "capture it again"))
@@ -234,7 +234,8 @@ def _first_look(
 def _check_agreement(key: str, used: int, total: int) -> None:
     if used < 3:
         why = f"{used} of {total}"
-        raise ScanRejected(one_line("too few views agree with each other", key, why, "check the rig's calibration"))
+        remedy = "check the rig's calibration, and the unit of depth and poses"
+        raise ScanRejected(one_line("too few views agree with each other", key, why, remedy))
 
 
 def _left_out_names(
@@ -242,12 +243,11 @@ def _left_out_names(
 ) -> tuple[str, ...]:
     """One line a view that was left out, in the order of the views."""
     found = dict.fromkeys(first.left_out, first) | {used[v]: second for v in second.left_out}
+    remedy = "calibrate this camera again, or check its depth"
     lines = []
     for v in sorted(found):
-        poses = found[v]
-        at = v if poses is first else list(used).index(v)
-        why = f"moved {poses.shift_mm[at]:.0f} mm and {poses.turn_deg[at]:.1f} degrees in vain"
-        lines.append(f"{views[v].name}: disagrees with all other views ({why})")
+        why = "left out, in its told place" if found[v] is first else "left out, once the others were refined"
+        lines.append(one_line("disagrees with all other views", views[v].name, why, remedy))
     return tuple(lines)
 
 

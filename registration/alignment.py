@@ -32,6 +32,8 @@ With a template of many identity modes heads reach 0.44 to 0.75; a ball, an elli
 stay at or below 0.40. With few modes (the procedural head's) strangers reach 0.47 to 0.51, but the back of a head
 or a cone can reach 0.46: there the verdict leans on how much of the face was seen and on the registration's residuals.
 """
+APART_MM = 160.0
+"""Two places this far apart can't be the same head."""
 LEAST_POINTS = 200
 EXTENT_MM = (90.0, 6000.0)
 """A scan that is smaller or larger than this is none of a head in the unit tried."""
@@ -61,6 +63,7 @@ class Alignment:
         reason: why not, else empty.
         unit_to_mm: the scale among the tried ones that fits.
         coefficients: of the shape modes that the search adapted, for a first guess of identity; may be empty.
+        second_head_mm: how far away there is another head in the same scan; None where there is none.
     """
 
     T_world_from_head: NDArray[np.float64]
@@ -69,6 +72,7 @@ class Alignment:
     reason: str
     unit_to_mm: float
     coefficients: NDArray[np.float64]
+    second_head_mm: float | None = None
 
 
 def align_head(
@@ -175,6 +179,7 @@ def _settle(
     for candidate in candidates:
         refine(candidate, scan, half, (15, 12, 12, 10, 10, 8, 8, 6, 6), model.few)
         candidate.score = agreement(candidate, scan, model, 5.0, 28.0)
+    everywhere = candidates
     candidates = _distinct(candidates, 4)
     for candidate in candidates:
         refine(candidate, fine, model, (8, 8, 6, 6, 5, 5), model.few)
@@ -190,7 +195,14 @@ def _settle(
         reason = (
             f"no head found: {score:.0%} of the face agrees with the best place in the scan, {ACCEPT_SHARE:.0%} needed"
         )
-    return Alignment(best.T, score, not reason, reason, scale, best.coefficients)
+    second_mm = None
+    away_mm = [float(np.linalg.norm(c.T[:3, 3] - best.T[:3, 3])) for c in everywhere]
+    apart = [k for k, distance_mm in enumerate(away_mm) if distance_mm > APART_MM]
+    if apart and not reason:
+        other = max(apart, key=lambda k: everywhere[k].score)
+        if _settle([everywhere[other]], scan, points, normals, model, scale).accepted:
+            second_mm = away_mm[other]
+    return Alignment(best.T, score, not reason, reason, scale, best.coefficients, second_mm)
 
 
 def _distinct(candidates: list[Candidate], keep: int) -> list[Candidate]:

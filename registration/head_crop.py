@@ -80,10 +80,14 @@ def accepted_head(found: Alignment, where: str) -> Alignment:
     """The alignment, if there is a head.
 
     Raises:
-        ScanRejected: there is none.
+        ScanRejected: there is none, or there are two.
     """
     if not found.accepted:
         raise ScanRejected(one_line("no head", where, found.reason, "capture it again or leave it out"))
+    if found.second_head_mm is not None:
+        why = f"they are {found.second_head_mm:.0f} mm apart"
+        remedy = "capture one person at a time, or cut the other head away"
+        raise ScanRejected(one_line("two heads", where, why, remedy))
     return found
 
 

@@ -64,6 +64,7 @@ class Capture:
         layout: how the scan was handed over.
         depth_views: for ``depth_frames``.
         clouds: for ``view_clouds``: one cloud a view, world frame, mm.
+        cloud_names: their names in the session, for messages.
         mesh: for ``fused_mesh``: world frame, mm.
     """
 
@@ -71,6 +72,7 @@ class Capture:
     layout: Layout
     depth_views: tuple[DepthView, ...] = ()
     clouds: tuple[Mesh, ...] = ()
+    cloud_names: tuple[str, ...] = ()
     mesh: Mesh | None = None
 
 

@@ -26,8 +26,8 @@ MAX_PIXELS = 4096
 """A recovered image wider or higher than this is no image."""
 
 
-def views_from_clouds(clouds: Sequence[Mesh]) -> tuple[DepthView, ...]:
-    """Depth views of clouds, world frame in mm; named by their place in the sequence."""
+def views_from_clouds(clouds: Sequence[Mesh], names: Sequence[str] = ()) -> tuple[DepthView, ...]:
+    """Depth views of clouds, world frame in mm; named by their place in the sequence where no names are given."""
     middle = np.median(np.concatenate([cloud.vertices[::50] for cloud in clouds if len(cloud.vertices)]), axis=0)
     views = []
     for index, cloud in enumerate(clouds):
@@ -35,7 +35,7 @@ def views_from_clouds(clouds: Sequence[Mesh]) -> tuple[DepthView, ...]:
             continue
         found = camera_from_raster(cloud.vertices.astype(np.float64))
         camera, T = found if found is not None else _guessed_camera(cloud, middle)
-        views.append(_rendered(f"{index:03d}", cloud, camera, T))
+        views.append(_rendered(names[index] if names else f"{index:03d}", cloud, camera, T))
     return tuple(views)
 
 
