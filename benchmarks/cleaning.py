@@ -15,7 +15,11 @@ import resource
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +36,7 @@ from pipeline.clean_config import STEP_VERSION, CleanConfig, CleanThresholds, ju
 from pipeline.rawfiles import SessionFiles
 from registration.mesh import Mesh
 from registration.pieces import vertex_pieces
+from registration.template import Template
 from registration.template_import import import_ict
 from registration.views import Capture
 from storage.errors import ScanRejected
@@ -40,6 +45,9 @@ PROFILES = ("perfect", "studio", "handheld", "phone")
 EXPRESSIONS = ("neutral_open", "smile")
 SEEDS = (0, 1)
 SUBJECTS = 2
+MEANS = ("skin_median_mm", "skin_p95_mm", "complete_1mm", "hair_median_mm", "motion_mm")
+"""Figures whose mean over a profile's scans is told, ours and the plain recipe's."""
+SHOWN = ("skin_median_mm", "skin_p95_mm", "complete_1mm", "complete_10mm", "hair_median_mm", "motion_mm", "cpu_seconds")
 COMPLETE_ENOUGH = 0.98
 """A head counts as found, nothing cut off, if this share of its seen surface has mesh within 10 mm."""
 
@@ -77,33 +85,76 @@ def plain_recipe(capture: Capture) -> Mesh:
     return mesh.select_vertices(label == np.bincount(label).argmax())
 
 
-def row(root: Path, key: str, work: Path, config: CleanConfig, threads: int, plain: bool) -> dict[str, float | str]:
-    """Figures of one scan, taken from DIR where they are already there."""
-    code = "".join(p.read_text() for p in sorted((ROOT / "registration").glob("*.py")))
-    code += (ROOT / "pipeline" / "clean.py").read_text() + (ROOT / "benchmarks" / "truth.py").read_text()
-    told = f"{root.name}/{key}/{STEP_VERSION}/{config.model_dump_json()}/{threads}/{plain}/{code}"
-    kept = work / "cleaning_rows" / f"{hashlib.sha256(told.encode()).hexdigest()[:24]}.json"
-    if kept.exists():
-        return dict(json.loads(kept.read_text()))
-    capture = read_capture(
-        SessionFiles(root / "session", root / "session" / key, key), key, "depth_frames", "mm", IngestConfig()
-    ).capture
-    truth = load_truth(root, key)
-    template = import_ict(SHARED / "heads" / "ict_heads.npz")
-    out: dict[str, float | str] = {"key": key}
+def kept_row(work: Path, told: str, make: Callable[[], dict[str, float | str]]) -> dict[str, float | str]:
+    """A finished row by the digest of what it rests on, made and kept where it is not there yet."""
+    path = work / "cleaning_rows" / f"{hashlib.sha256(told.encode()).hexdigest()[:24]}.json"
+    if path.exists():
+        return dict(json.loads(path.read_text()))
+    out = make()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(out))
+    part.replace(path)
+    return out
+
+
+def code_digest() -> str:
+    """Digest of the project's own modules that are loaded, this one and the measure of truth included."""
+    files = {Path(m.__file__) for m in list(sys.modules.values()) if getattr(m, "__file__", None)}
+    floors = (ROOT / "registration", ROOT / "pipeline")
+    own = sorted(f for f in files if f.parent in floors)
+    own.append(ROOT / "benchmarks" / "truth.py")
+    return hashlib.sha256(b"".join(f.read_bytes() for f in own)).hexdigest()
+
+
+def load_capture(root: Path, key: str) -> Capture:
+    """Read one scan of a made session."""
+    files = SessionFiles(root / "session", root / "session" / key, key)
+    return read_capture(files, key, "depth_frames", "mm", IngestConfig()).capture
+
+
+def our_row(root: Path, key: str, template: Template, threads: int) -> dict[str, float | str]:
+    """Figures and cost of one scan cleaned by us."""
+    capture = load_capture(root, key)
+    out: dict[str, float | str] = {"key": f"{root.name}/{key}"}
     wall, cpu = time.perf_counter(), time.process_time()
     try:
-        scan = clean_scan(capture, template, config, threads=threads)
+        scan = clean_scan(capture, template, CleanConfig(), threads=threads)
         out |= {"seconds": time.perf_counter() - wall, "cpu_seconds": time.process_time() - cpu}
-        out |= asdict(measure_cleaning(scan.mesh, truth))
+        out |= {"peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+        out |= asdict(measure_cleaning(scan.mesh, load_truth(root, key)))
         out["rejected"] = "; ".join(judge_clean(scan.figures, CleanThresholds()))
     except ScanRejected as error:
         out["rejected"] = str(error)
-    if plain:
-        out["plain_skin_median_mm"] = measure_cleaning(plain_recipe(capture), truth).skin_median_mm
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    kept.write_text(json.dumps(out))
     return out
+
+
+def plain_row(root: Path, key: str) -> dict[str, float | str]:
+    """Figures of the same scan by the plain recipe."""
+    figures = asdict(measure_cleaning(plain_recipe(load_capture(root, key)), load_truth(root, key)))
+    return {f"plain_{name}": value for name, value in figures.items()}
+
+
+def clean_alone(root: Path, key: str) -> float:
+    """Seconds of the processor that one scan takes with one thread, kernels warm; for a process of its own."""
+    capture = load_capture(root, key)
+    template = import_ict(SHARED / "heads" / "ict_heads.npz")
+    clean_scan(capture, template, CleanConfig(), threads=1)
+    began = time.process_time()
+    clean_scan(capture, template, CleanConfig(), threads=1)
+    return time.process_time() - began
+
+
+def side_by_side(root: Path, key: str) -> float:
+    """Cost of a scan while another is cleaned beside it, one thread each, over its cost alone.
+
+    In seconds of the processor: what two scans take from each other is memory and cache, and these seconds don't
+    depend on what else the machine does.
+    """
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+        alone = pool.submit(clean_alone, root, key).result()
+        both = [pool.submit(clean_alone, root, key) for _ in range(2)]
+        return max(one.result() for one in both) / alone
 
 
 def main() -> None:
@@ -119,46 +170,62 @@ def main() -> None:
     seeds, subjects, expressions = ((0,), 1, EXPRESSIONS[:1]) if told.quick else (SEEDS, SUBJECTS, EXPRESSIONS)
     # The first call compiles the kernels; that is no scan's cost.
     warm_up(told.threads)
+    template = import_ict(SHARED / "heads" / "ict_heads.npz")
+    code = code_digest()
+    # Profiles innermost, so that what is there after a kill covers all of them.
+    scans = [
+        (profile, captures(told.work, profile, seed, expressions, subjects), f"{s:03d}/{expression}")
+        for seed in seeds
+        for s in range(1, subjects + 1)
+        for expression in expressions
+        for profile in profiles
+    ]
+    # All of ours first: the plain recipe would raise the peak of memory.
+    rows: dict[str, list[dict[str, float | str]]] = {profile: [] for profile in profiles}
+    for profile, root, key in scans:
+        name = f"{root.name}/{key}/{STEP_VERSION}/{told.threads}/{code}"
+        one = kept_row(told.work, name, partial(our_row, root, key, template, told.threads))
+        rows[profile].append(one)
+        words = [f"{n} {float(one[n]):.3f}" for n in SHOWN if n in one]
+        print(f"  {one['key']:28} {', '.join(words)} {one['rejected']}", flush=True)
+    for at, (profile, root, key) in enumerate(scans):
+        one = rows[profile][at // len(profiles)]
+        name = f"plain/{root.name}/{key}/{(ROOT / 'benchmarks' / 'truth.py').read_text()}"
+        one |= kept_row(told.work, name, partial(plain_row, root, key))
     figures: dict[str, float] = {}
-    seconds: list[float] = []
-    heads = ("skin", "95 %", "1 mm", "hair", "motion", "heads", "plain", "s")
+    heads = ("skin", "95 %", "1 mm", "hair", "motion", "heads", "plain", "95 %", "1 mm", "s", "CPU s")
     print(f"{'profile':9} " + " ".join(f"{name:>7}" for name in heads))
     for profile in profiles:
-        rows = []
-        for seed in seeds:
-            root = captures(told.work, profile, seed, expressions, subjects)
-            for s in range(1, subjects + 1):
-                for expression in expressions:
-                    one = row(root, f"{s:03d}/{expression}", told.work, CleanConfig(), told.threads, True)
-                    rows.append(one)
-                    if one["rejected"]:
-                        print(f"  {root.name}/{one['key']}: {one['rejected']}")
-        good = [r for r in rows if "skin_median_mm" in r]
+        good = [r for r in rows[profile] if "skin_median_mm" in r]
 
         def mean(name: str, of: list[dict[str, float | str]] = good) -> float:
-            return float(np.mean([float(r[name]) for r in of])) if of else float("nan")
+            values = [float(r[name]) for r in of if name in r and np.isfinite(float(r[name]))]
+            return float(np.mean(values)) if values else float("nan")
 
-        found = float(np.mean([float(r.get("complete_10mm", 0.0)) >= COMPLETE_ENOUGH for r in rows]))
-        figures |= {
-            f"{profile}_skin_median_mm": mean("skin_median_mm"),
-            f"{profile}_skin_p95_mm": mean("skin_p95_mm"),
-            f"{profile}_complete_1mm": mean("complete_1mm"),
-            f"{profile}_hair_median_mm": mean("hair_median_mm"),
-            f"{profile}_motion_mm": mean("motion_mm"),
-            f"{profile}_heads_found": found,
-            f"plain_{profile}_skin_median_mm": mean("plain_skin_median_mm", rows),
-        }
-        if profile == "studio":
-            seconds = [float(r["seconds"]) for r in good]
+        found = [float(r.get("complete_10mm", 0.0)) >= COMPLETE_ENOUGH for r in rows[profile]]
+        figures |= {f"{profile}_{name}": mean(name) for name in MEANS}
+        figures |= {f"plain_{profile}_{name}": mean(f"plain_{name}", rows[profile]) for name in MEANS}
+        figures[f"{profile}_heads_found"] = float(np.mean(found))
         print(
             f"{profile:9} {mean('skin_median_mm'):7.3f} {mean('skin_p95_mm'):7.3f} {mean('complete_1mm'):7.2%} "
-            f"{mean('hair_median_mm'):7.3f} {mean('motion_mm'):7.2f} {found:7.0%} "
-            f"{mean('plain_skin_median_mm', rows):7.3f} {mean('seconds'):7.1f}",
+            f"{mean('hair_median_mm'):7.3f} {mean('motion_mm'):7.2f} {np.mean(found):7.0%} "
+            f"{mean('plain_skin_median_mm', rows[profile]):7.3f} {mean('plain_skin_p95_mm', rows[profile]):7.3f} "
+            f"{mean('plain_complete_1mm', rows[profile]):7.2%} {mean('seconds'):7.1f} {mean('cpu_seconds'):7.1f}",
             flush=True,
         )
-    figures["seconds_per_scan"] = float(np.mean(seconds)) if seconds else float("nan")
-    figures["peak_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(f"seconds per studio scan {figures['seconds_per_scan']:.1f}, peak {figures['peak_mib']:.0f} MiB")
+    timed = [r for r in rows.get("studio", rows[profiles[0]]) if "seconds" in r]
+    for name in ("seconds", "cpu_seconds"):
+        figures[f"{name}_per_scan"] = float(np.mean([float(r[name]) for r in timed])) if timed else float("nan")
+    peaks = [float(r["peak_mib"]) for some in rows.values() for r in some if "peak_mib" in r]
+    figures["peak_mib"] = max(peaks, default=float("nan"))
+    _, root, key = next(scan for scan in scans if scan[0] == ("studio" if "studio" in rows else profiles[0]))
+    figures["side_by_side_over"] = float(
+        kept_row(told.work, f"pair/{root.name}/{key}/{code}", lambda: {"over": side_by_side(root, key)})["over"]
+    )
+    print(
+        f"seconds per studio scan {figures['seconds_per_scan']:.1f} ({figures['cpu_seconds_per_scan']:.1f} of the "
+        f"processor), peak {figures['peak_mib']:.0f} MiB, two side by side {figures['side_by_side_over']:.2f} of one"
+    )
     if told.json:
         told.json.write_text(json.dumps(figures, indent=1))
 

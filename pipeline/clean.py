@@ -13,7 +13,8 @@ from pipeline.clean_config import CleanConfig
 from pipeline.ingest import load_capture
 from pipeline.workspace import Workspace
 from registration.alignment import align_head
-from registration.clean_pictures import clean_sheet
+from registration.clean_pictures import clean_sheet, confidence_map
+from registration.coverage import coverage
 from registration.depth import FittedViews, fit_views, thinned
 from registration.fusion import Grid, extract_surface, fuse, grid_for_box
 from registration.head_crop import (
@@ -65,8 +66,9 @@ class CleanScan:
         watertight: closed surface of the same head; attribute ``guessed`` uint8.
         T_world_from_head: (4, 4) where the search found the head; good to some millimetres.
         figures: quality figures, units in their names.
-        left_out: names of the views that disagree with all others, each with what was found.
-        picture: before and after, and the confidence.
+        left_out: names of the views that have no depth or disagree with all others, each with what was found.
+        picture: before and after.
+        confidence: from all sides, how many views saw each point and how far they disagree.
     """
 
     mesh: Mesh
@@ -75,6 +77,7 @@ class CleanScan:
     figures: dict[str, float | int]
     left_out: tuple[str, ...]
     picture: Picture
+    confidence: Picture
 
 
 def clean_scan(capture: Capture, template: Template, config: CleanConfig, seed: int = 0, threads: int = 1) -> CleanScan:
@@ -93,6 +96,7 @@ def clean_scan(capture: Capture, template: Template, config: CleanConfig, seed: 
     if capture.mesh is not None:
         return _clean_mesh(capture.key, capture.mesh, template, config, seed, threads)
     views = views_from_clouds(capture.clouds, capture.cloud_names) if capture.clouds else capture.depth_views
+    empty = tuple(f"{view.name}: no depth" for view in views if not (view.depth_mm > 0).any())
     views = tuple(view for view in views if (view.depth_mm > 0).any())
     if len(views) < 3:
         raise ScanRejected(one_line("too few views with depth", capture.key, f"{len(views)} of 3", "capture it again"))
@@ -125,7 +129,7 @@ def clean_scan(capture: Capture, template: Template, config: CleanConfig, seed: 
     voxel = _voxel_mm(final, config)
     grid = grid_for_box(T, low, high, voxel)
     shape = _surface(final, grid, config, threads)
-    left_out = _left_out_names(views, used, coarse_poses, poses)
+    left_out = empty + _left_out_names(views, used, coarse_poses, poses)
     figures = {
         "views": len(views),
         "views_used": len(agreed),
@@ -140,14 +144,15 @@ def clean_scan(capture: Capture, template: Template, config: CleanConfig, seed: 
         **shape.figures,
     }
     mesh = shape.mesh.transformed(shape.grid.T_world_from_grid)
-    told = oriented_points(coarse, used)[0]
+    told, facing = oriented_points(coarse, used)
     return CleanScan(
         mesh,
         shape.closed.transformed(shape.grid.T_world_from_grid),
         T,
         figures | coverage(mesh, T, template),
         left_out,
-        clean_sheet(told, None, mesh, T),
+        clean_sheet(told, facing, None, mesh, T, left_out),
+        confidence_map(mesh, T),
     )
 
 
@@ -191,13 +196,15 @@ def _clean_mesh(key: str, told: Mesh, template: Template, config: CleanConfig, s
         "faces": len(mesh.faces),
         "area_mm2": float(face_areas(mesh.vertices, mesh.faces).sum()),
         "floating_pieces": pieces.dropped,
+        "floating_share": pieces.dropped_share,
         "loose_pieces": pieces.loose_kept,
         "repaired_faces": len(told.faces) - len(sound.faces),
         "guessed_share": float((closed.attributes["guessed"] > 0).mean()),
         "voxel_mm": voxel,
     }
-    picture = clean_sheet(told.vertices, told.colors, mesh, T)
-    return CleanScan(mesh, closed, T, figures | coverage(mesh, T, template), (), picture)
+    picture = clean_sheet(told.vertices, vertex_normals(told.vertices, told.faces), told.colors, mesh, T)
+    confidence = confidence_map(mesh, T)
+    return CleanScan(mesh, closed, T, figures | coverage(mesh, T, template), (), picture, confidence)
 
 
 @dataclass(frozen=True)
@@ -292,6 +299,7 @@ def _surface(views: FittedViews, grid: Grid, config: CleanConfig, threads: int) 
         "spread_p95_mm": float(np.percentile(spread, 95)) if len(spread) else 0.0,
         "views_median": float(np.median(columns["views"][~guessed])),
         "floating_pieces": pieces.dropped,
+        "floating_share": pieces.dropped_share,
         "loose_pieces": pieces.loose_kept,
         "holes_filled": filled,
         "filled_share": float(area[guessed[mesh.faces].any(1)].sum() / area.sum()),
@@ -318,27 +326,6 @@ def _carried(mesh: Mesh, colors: NDArray[np.uint8], known: NDArray[np.bool_]) ->
     return out
 
 
-def coverage(mesh: Mesh, T_world_from_head: NDArray, template: Template) -> dict[str, float]:
-    """Share of the directions from the middle of the head, and of the template's face, that have observed surface.
-
-    Directions more than 40 degrees downwards belong to the neck and don't count.
-    """
-    head = transform_points(np.linalg.inv(T_world_from_head), mesh.vertices[mesh.attributes["observed"] > 0])
-    middle = np.array([0.0, 30.0, 10.0])
-    i = np.arange(2000) + 0.5
-    y, turn = 1 - 2 * i / 2000, np.pi * (1 + 5**0.5) * i
-    ring = np.sqrt(1 - y * y)
-    directions = np.stack([ring * np.cos(turn), y, ring * np.sin(turn)], 1)[y > -0.64]
-    seen = (head - middle) / np.maximum(np.linalg.norm(head - middle, axis=1, keepdims=True), 1e-9)
-    distance, _ = cKDTree(seen[::4]).query(directions, distance_upper_bound=0.06)
-    face = template.mesh.vertices[template.face_mask][::8]
-    near, _ = cKDTree(head[::4]).query(face, distance_upper_bound=12.0)
-    return {
-        "coverage": float(np.isfinite(distance).mean()),
-        "face_coverage": float(np.isfinite(near).mean()),
-    }
-
-
 def run_clean(workspace: Workspace, key: str) -> Manifest:
     """Clean one scan of a workspace and publish it.
 
@@ -358,6 +345,7 @@ def run_clean(workspace: Workspace, key: str) -> Manifest:
             "mesh.ply": mesh_to_ply(scan.mesh),
             "watertight.ply": mesh_to_ply(scan.watertight),
             "sheet.png": to_png(scan.picture),
+            "confidence.png": to_png(scan.confidence),
         },
         figures=scan.figures,
         extra={"T_world_from_head": scan.T_world_from_head, "left_out": list(scan.left_out)},

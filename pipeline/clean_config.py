@@ -44,6 +44,9 @@ class CleanThresholds(BaseModel):
     min_coverage: float = Field(default=0.6, ge=0, le=1, description="share of the head's directions that were seen")
     min_face_coverage: float = Field(default=0.7, ge=0, le=1, description="the same over the face alone")
     max_spread_mm: float = Field(default=2.0, gt=0, description="median disagreement between views, mm")
+    max_floating_share: float = Field(
+        default=0.3, ge=0, le=1, description="area of floating pieces that were dropped, of all"
+    )
     max_pose_shift_mm: float = Field(default=25.0, gt=0, description="median shift of the views' poses, mm")
 
 
@@ -69,4 +72,9 @@ def judge_clean(figures: Mapping[str, Any], thresholds: CleanThresholds) -> list
     ):
         if figures.get(name, 0.0) > limit:
             reasons.append(f"{what} {figures[name]:.2f} mm in the median, at most {limit:g} mm are allowed")
+    if figures.get("floating_share", 0.0) > thresholds.max_floating_share:
+        reasons.append(
+            f"{figures['floating_share']:.0%} of the surface floated and was dropped, "
+            f"at most {thresholds.max_floating_share:.0%} may"
+        )
     return reasons

@@ -21,11 +21,13 @@ class Pieces:
         kept: (n,) mask of the vertices that belong to the head.
         loose_kept: number of separate pieces among the kept ones, the largest not counted.
         dropped: number of pieces dropped.
+        dropped_share: their share of the whole area.
     """
 
     kept: NDArray[np.bool_]
     loose_kept: int
     dropped: int
+    dropped_share: float
 
 
 def vertex_pieces(mesh: Mesh, among: NDArray[np.bool_] | None = None) -> NDArray[np.int64]:
@@ -53,6 +55,7 @@ def split_pieces(mesh: Mesh, least_area_mm2: float, gap_mm: float) -> Pieces:
     tree = cKDTree(mesh.vertices[label == main])
     kept = label == main
     loose = dropped = 0
+    lost_mm2 = 0.0
     for piece in np.flatnonzero(area > 0):
         if piece == main:
             continue
@@ -64,7 +67,8 @@ def split_pieces(mesh: Mesh, least_area_mm2: float, gap_mm: float) -> Pieces:
                 loose += 1
                 continue
         dropped += 1
-    return Pieces(kept, loose, dropped)
+        lost_mm2 += float(area[piece])
+    return Pieces(kept, loose, dropped, lost_mm2 / float(area.sum()))
 
 
 def small_patches(mesh: Mesh, guessed: NDArray[np.bool_], widest_mm: float) -> NDArray[np.bool_]:

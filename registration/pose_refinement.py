@@ -1,8 +1,8 @@
 """Refine all camera poses together: projective point-to-plane over all pairs of views that overlap.
 
 A Gauss-Newton step over the 6 degrees of freedom of every view, all pairs at once, with the told poses as a prior. The
-work grows with the pairs that overlap: a pair whose frusta show different sides of the head drops out after the
-first look. A view that cannot be brought into agreement with the others is named, never silently kept.
+work grows with the pairs that overlap: a pair that shows different sides of the head drops out after a look at a
+few points. A view that cannot be brought into agreement with the others is named, never silently kept.
 """
 
 from __future__ import annotations
@@ -23,6 +23,10 @@ FIRST_GATE_MM = 40.0
 """Largest gap between two views' surfaces that the first iterations still try to close."""
 FACING_COS = 0.6
 """Two views' normals must agree this well for their points to be the same surface."""
+LOOK_POINTS = 120
+"""Points of a view by which it is told which other views show the same side at all."""
+LEAST_OVERLAP = 60
+"""A pair of views with fewer points in common, of both together, says too little to be kept."""
 CORRELATION = 30.0
 """Neighbouring residuals share their errors; so many of them count as one against the prior."""
 
@@ -78,7 +82,7 @@ def refine_poses(
     """
     told = np.asarray(views.T_world_from_camera, np.float64)
     centre = np.asarray(centre_mm, np.float64)
-    samples = [_sample(views, v, points_per_view) for v in range(len(told))]
+    samples = [sample_points(views, v, points_per_view) for v in range(len(told))]
     begin = told if start is None else np.asarray(start, np.float64)
     keep = np.ones(len(told), bool)
     iterations = 0
@@ -110,7 +114,7 @@ def refine_poses(
     return RefinedPoses(poses, shift, turn, agreement, residual, left_out, iterations)
 
 
-def _sample(views: FittedViews, view: int, count: int) -> NDArray[np.float64]:
+def sample_points(views: FittedViews, view: int, count: int) -> NDArray[np.float64]:
     """Points and normals (n, 6) of one view in its camera's frame, on a regular lattice of its well fitted pixels."""
     pixels = views.pixels(view)
     _, height, width = views.layout[view]
@@ -141,6 +145,7 @@ def _settle(
     count = len(told)
     poses = begin.copy()
     active = keep[:, None] & keep[None, :] & ~np.eye(count, dtype=bool)
+    active &= overlapping_pairs(views, poses, active, samples, centre, gate_mm, threads)
     noise = float(np.median(views.noise_mm))
     scale, gate = 0.25 * gate_mm, gate_mm
     statistics = np.zeros((count, count, 30))
@@ -150,7 +155,7 @@ def _settle(
         statistics = np.stack(in_threads(gather, list(range(count)), threads))
         if step == 1:
             overlap = statistics[:, :, 29]
-            active &= (overlap + overlap.T) >= 60
+            active &= (overlap + overlap.T) >= LEAST_OVERLAP
         update = _solve(statistics, poses, told, keep, centre, scale, position_sigma_mm, angle_sigma_deg)
         poses = _moved(poses, update, centre)
         matched = statistics[:, :, 27].sum()
@@ -161,6 +166,22 @@ def _settle(
         if settled and np.abs(update[:, :3]).max() * 150.0 < 0.003 and np.abs(update[:, 3:]).max() < 0.003:
             break
     return poses, statistics, step
+
+
+def overlapping_pairs(
+    views: FittedViews,
+    poses: NDArray,
+    active: NDArray[np.bool_],
+    samples: list[NDArray],
+    centre: NDArray,
+    gate_mm: float,
+    threads: int,
+) -> NDArray[np.bool_]:
+    """Pairs (V, V) of views that show some of the same side, by a few points of each: what follows costs per pair."""
+    few = [np.ascontiguousarray(sample[:: max(1, len(sample) // LOOK_POINTS)]) for sample in samples]
+    gather = partial(_equations, views, poses, active, few, centre, gate_mm, gate_mm)
+    overlap = np.stack(in_threads(gather, list(range(len(poses))), threads))[:, :, 29]
+    return np.asarray((overlap + overlap.T) > 0)
 
 
 def _equations(

@@ -56,17 +56,20 @@ def test_same_input_same_bytes_whatever_the_threads(capture, cleaned):
     assert mesh_to_ply(again.mesh) == mesh_to_ply(cleaned.mesh)
     assert mesh_to_ply(again.watertight) == mesh_to_ply(cleaned.watertight)
     assert again.picture.tobytes() == cleaned.picture.tobytes()
+    assert again.confidence.tobytes() == cleaned.confidence.tobytes()
 
 
-def test_a_view_out_of_place_is_left_out_and_named(capture):
+def test_views_out_of_place_or_empty_are_left_out_and_named(capture):
     views = list(capture.depth_views)
     wrong = views[3].T_world_from_camera.copy()
     wrong[0, 3] += 300
     views[3] = replace(views[3], T_world_from_camera=wrong)
+    views[7] = replace(views[7], depth_mm=np.zeros_like(views[7].depth_mm))
     scan = clean_scan(replace(capture, depth_views=tuple(views)), head_template(), CleanConfig())
-    assert len(scan.left_out) == 1
-    assert scan.left_out[0].startswith("003: disagrees with all other views")
-    assert scan.figures["views_used"] == 8
+    assert scan.left_out[0] == "007: no depth"
+    assert scan.left_out[1].startswith("003: disagrees with all other views")
+    assert len(scan.left_out) == 2
+    assert scan.figures["views_used"] == 7
 
 
 def test_a_chair_is_no_head():
@@ -112,10 +115,12 @@ def test_verdicts_name_figure_and_limit():
         "face_coverage": 0.9,
         "spread_median_mm": 3.0,
         "pose_shift_median_mm": 1.0,
+        "floating_share": 0.5,
     }
     reasons = judge_clean(figures, CleanThresholds())
     assert reasons == [
         "6 of 10 views were left out, at most 50% may be",
         "only 40% of the head's directions were seen, at least 60% are wanted",
         "the views disagree by 3.00 mm in the median, at most 2 mm are allowed",
+        "50% of the surface floated and was dropped, at most 30% may",
     ]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from registration.depth import fit_views
-from registration.pose_refinement import refine_poses
+from registration.pose_refinement import overlapping_pairs, refine_poses, sample_points
 from tests.registration.mesh_rig import camera_poses, see, shaken, sphere
 
 
@@ -63,6 +63,18 @@ def test_a_view_out_of_place_is_left_out_alone(move):
     assert found.left_out == (4,)
     others = [v for v in range(10) if v != 4]
     assert disagreement_mm(found.T_world_from_camera[others], true[others]).max() < 0.2
+
+
+def test_views_of_opposite_sides_are_no_pair():
+    _, views = fitted_with_errors(0.3, 0.05, count=12)
+    samples = [sample_points(views, v, 800) for v in range(12)]
+    pairs = overlapping_pairs(views, views.T_world_from_camera, ~np.eye(12, dtype=bool), samples, np.zeros(3), 40.0, 1)
+    eyes = views.T_world_from_camera[:, :3, 3]
+    eyes = eyes / np.linalg.norm(eyes, axis=1, keepdims=True)
+    apart_deg = np.degrees(np.arccos(np.clip(eyes @ eyes.T, -1, 1)))
+    assert pairs[(apart_deg > 1) & (apart_deg < 90)].all()
+    assert (apart_deg > 155).any()
+    assert not pairs[apart_deg > 155].any()
 
 
 def test_threads_change_nothing():
