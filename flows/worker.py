@@ -1,8 +1,10 @@
 """A worker process: executes the steps told on its standard input, a JSON line each, and answers on standard output.
 
     {"workspace": URL, "step": NAME, "key": KEY}                      the question
+    {"workspace": URL, "call": MODULE:NAME, "arguments": {...}}       or this one: a function of a workspace
     {"progress": [DONE, TOTAL, NOTE]}                                 any number of times
     {"outcome": {...}, "seconds": ...}                                the answer
+    {"result": ..., "seconds": ...}                                   the answer of a function
     {"failure": {"kind": NAME, "line": ...}}                          or this one
 
 An unforeseen error ends the process with its traceback on standard error, which its parent keeps in a log file.
@@ -33,7 +35,7 @@ def load_steps(where: str) -> Mapping[str, StepSpec]:
     return steps
 
 
-def answer(job: Mapping[str, str], steps: Mapping[str, StepSpec], tell: Callable[[Any], None]) -> dict[str, Any]:
+def answer(job: Mapping[str, Any], steps: Mapping[str, StepSpec], tell: Callable[[Any], None]) -> dict[str, Any]:
     """Execute one job and say what came of it."""
 
     def progress(done: int, total: int, note: str) -> None:
@@ -43,6 +45,10 @@ def answer(job: Mapping[str, str], steps: Mapping[str, StepSpec], tell: Callable
     try:
         workspace = open_workspace(job["workspace"], steps)
         workspace.tell = progress
+        if "call" in job:
+            module, _, name = job["call"].partition(":")
+            result = getattr(importlib.import_module(module), name)(workspace, **job["arguments"])
+            return {"result": result, "seconds": round(time.perf_counter() - began, 3)}
         outcome = execute_in(workspace, job["step"], job["key"])
     except (NphmError, OSError) as error:
         kind = "OSError" if isinstance(error, OSError) else type(error).__name__

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from queue import LifoQueue
 from types import TracebackType
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from flows.lifeline import read_line, spawn, write_line
 from pipeline.execute import Outcome
@@ -90,14 +90,38 @@ class Workers:
         try:
             if process is None or process.poll() is not None:
                 process = self._start(f"{step} of {key}")
+            job = {"workspace": workspace, "step": step, "key": key}
             with _time_limit(process, limit_minutes) as passed:
                 try:
-                    return self._ask(process, {"workspace": workspace, "step": step, "key": key}, on_progress)
+                    told = self._ask(process, f"{step} of {key}", job, on_progress)
                 except PassingError:
                     if passed.is_set():
                         why, remedy = f"{limit_minutes:g} minutes are its limit", "run again where less else runs"
                         raise TimeLimitError(one_line("took too long", f"{step} of {key}", why, remedy)) from None
                     raise
+            outcome = told["outcome"]
+            return Done(Outcome(**outcome | {"reasons": tuple(outcome["reasons"])}), told["seconds"])
+        finally:
+            self._idle.put(process)
+
+    def call_function(
+        self, workspace: str, function: str, arguments: dict[str, Any], on_progress: Callable[[int, int, str], None]
+    ) -> Any:
+        """Call a function of a workspace in a worker, and return what it returns: a plain value.
+
+        Args:
+            function: ``MODULE:NAME``.
+            arguments: plain values, by name.
+
+        Raises:
+            NphmError: as for ``call``.
+        """
+        process = self._idle.get()
+        try:
+            if process is None or process.poll() is not None:
+                process = self._start(function)
+            job = {"workspace": workspace, "call": function, "arguments": arguments}
+            return self._ask(process, function, job, on_progress)["result"]
         finally:
             self._idle.put(process)
 
@@ -127,22 +151,24 @@ class Workers:
         return process
 
     def _ask(
-        self, process: subprocess.Popen[str], job: dict[str, str], on_progress: Callable[[int, int, str], None]
-    ) -> Done:
-        what = f"{job['step']} of {job['key']}"
+        self,
+        process: subprocess.Popen[str],
+        what: str,
+        job: dict[str, Any],
+        on_progress: Callable[[int, int, str], None],
+    ) -> dict[str, Any]:
         try:
             write_line(process, json.dumps(job))
         except BrokenPipeError:
             raise self._lost(process, what) from None
         while line := read_line(process):
-            message = json.loads(line)
+            message: dict[str, Any] = json.loads(line)
             if "progress" in message:
                 on_progress(*message["progress"])
             elif "failure" in message:
                 raise _failure(what, **message["failure"])
             else:
-                told = message["outcome"]
-                return Done(Outcome(**told | {"reasons": tuple(told["reasons"])}), message["seconds"])
+                return message
         raise self._lost(process, what)
 
     def _lost(self, process: subprocess.Popen[str], what: str) -> StepError:

@@ -51,7 +51,7 @@ def run_evaluate(workspace: Workspace, key: str) -> Manifest:
 
     inputs = workspace.inputs("evaluate", key)
     config: EvaluateConfig = workspace.config.of_step("evaluate")  # type: ignore[assignment]
-    head = _load_model(workspace, key)
+    head = load_model(workspace, key)
     template = head.template
     canonical = {s: c for s in head.subjects if (c := workspace.canonical_key(s)) is not None}
     outputs: dict[str, bytes] = {}
@@ -64,7 +64,7 @@ def run_evaluate(workspace: Workspace, key: str) -> Manifest:
     for number, scan_key in enumerate(keys):
         workspace.tell(number, total, f"fit to {scan_key}")
         result = evaluate_scan(
-            _read_scan(workspace, scan_key, template), fitters, config, workspace.seed("evaluate", scan_key)
+            read_scan(workspace, scan_key, template), fitters, config, workspace.seed("evaluate", scan_key)
         )
         outputs[f"scan_{number:03d}.png"] = to_png(scan_sheet(result))
         held_out.append(
@@ -79,7 +79,7 @@ def run_evaluate(workspace: Workspace, key: str) -> Manifest:
     training: list[dict[str, Any]] = []
     for number, (subject, scan_key) in enumerate(sorted(canonical.items())):
         workspace.tell(len(keys) + number, total, f"mesh {subject}")
-        scan = _read_scan(workspace, scan_key, template)
+        scan = read_scan(workspace, scan_key, template)
         mesh = head.mesh(subject, resolution=config.resolution)
         measured = evaluate_training_head(mesh, scan, config, workspace.seed("evaluate", scan_key))
         outputs[f"train_{number:03d}.png"] = to_png(training_sheet("nphm", measured, scan))
@@ -122,7 +122,8 @@ def _figures(evaluation: Mapping[str, Any]) -> dict[str, Any]:
     return figures
 
 
-def _load_model(workspace: Workspace, name: str) -> HeadModel:
+def load_model(workspace: Workspace, name: str) -> HeadModel:
+    """An accepted model of the workspace."""
     from model.head_model import HeadModel
 
     manifest = workspace.accepted("train", name)
@@ -153,7 +154,8 @@ def _read_registration(workspace: Workspace, key: str) -> tuple[Mesh, dict[str, 
     return mesh, json.loads(workspace.read(manifest, "frame.json"))
 
 
-def _read_scan(workspace: Workspace, key: str, template: Template) -> HeadScan:
+def read_scan(workspace: Workspace, key: str, template: Template) -> HeadScan:
+    """A clean, registered scan as it is evaluated on, in the head frame."""
     from pipeline.evaluation import HeadScan
 
     registration, frame = _read_registration(workspace, key)

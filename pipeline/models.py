@@ -7,9 +7,11 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pipeline.workspace import Workspace
+from storage.digest import digest_json
 from storage.errors import ConfigError, StorageConflict, one_line
 
 LATEST_PATH = "models/latest.json"
+WEIGHTS = "model.safetensors"
 
 
 class Latest(BaseModel):
@@ -45,16 +47,37 @@ def model_names(workspace: Workspace) -> list[str]:
 
 
 def list_models(workspace: Workspace) -> list[dict[str, Any]]:
-    """Name and figures of each model, and whether it is the promoted one."""
+    """Each model: name, whether it is promoted, figures, the data and settings of its training, and its parent.
+
+    ``data`` holds the number of training scans and subjects and a digest of their samples: two models of one digest
+    were trained on the same data. ``parent`` is the model that it went on from, by name or, should that be
+    gone, by digest.
+    """
     latest = latest_model(workspace)
-    return [
-        {
-            "name": name,
-            "promoted": latest is not None and latest.name == name,
-            "figures": model_figures(workspace, name),
-        }
-        for name in model_names(workspace)
-    ]
+    manifests = {name: workspace.manifest("train", name) for name in model_names(workspace)}
+    by_weights = {m.outputs[WEIGHTS].sha256: name for name, m in manifests.items() if m and WEIGHTS in m.outputs}
+    listed = []
+    for name, manifest in manifests.items():
+        if manifest is None:
+            continue
+        data = {told: sha for told, sha in manifest.inputs.items() if told.startswith("sample/")}
+        parent = manifest.inputs.get(f"parent/{WEIGHTS}")
+        listed.append(
+            {
+                "name": name,
+                "promoted": latest is not None and latest.name == name,
+                "verdict": manifest.verdict,
+                "figures": model_figures(workspace, name),
+                "data": {
+                    "digest": digest_json(data)[:12],
+                    "scans": len(data),
+                    "subjects": len({told.split("/")[1] for told in data}),
+                },
+                "config_digest": manifest.config_digest[:12],
+                "parent": None if parent is None else by_weights.get(parent, parent[:12]),
+            }
+        )
+    return listed
 
 
 def model_figures(workspace: Workspace, name: str) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from cyclopts import App, Parameter
 
@@ -16,7 +16,7 @@ models = App(name="models", help="List a workspace's models and choose the one t
 
 @models.command(name="list")
 def list_models(*, workspace: Workspace, output: Output = PLAIN) -> Reply:
-    """List the models with their figures; the promoted one is marked.
+    """List the models with figures, training data, settings and parent; the promoted one is marked.
 
     For example:
 
@@ -26,9 +26,7 @@ def list_models(*, workspace: Workspace, output: Output = PLAIN) -> Reply:
     from pipeline.opening import open_workspace
 
     found = list_models(open_workspace(workspace))
-    lines = [
-        f"{'*' if model['promoted'] else ' '} {model['name']}  " + _figures(model["figures"]) for model in found
-    ] or ["no model yet; 'nphm run' makes one"]
+    lines = [line for model in found for line in _told(model)] or ["no model yet; 'nphm run' makes one"]
     return Reply({"models": found}, tuple(lines))
 
 
@@ -62,5 +60,11 @@ def rollback(*, workspace: Workspace, output: Output = PLAIN) -> Reply:
     return Reply(latest.model_dump(mode="json"), (f"{latest.name} is promoted again",))
 
 
-def _figures(figures: dict[str, object]) -> str:
-    return ", ".join(f"{name} {value:.3g}" for name, value in figures.items() if isinstance(value, int | float))
+def _told(model: dict[str, Any]) -> list[str]:
+    data = model["data"]
+    facts = [f"{data['scans']} scans of {data['subjects']} subjects (data {data['digest']})"]
+    facts.append(f"config {model['config_digest']}")
+    facts.append(f"goes on from {model['parent']}" if model["parent"] else "from nothing")
+    figures = [f"{name} {value:.3g}" for name, value in model["figures"].items() if isinstance(value, int | float)]
+    mark = "*" if model["promoted"] else " "
+    return [f"{mark} {model['name']} {model['verdict']}: {', '.join(facts)}", f"    {', '.join(figures)}"]

@@ -175,11 +175,14 @@ def test_the_deployments_load_and_run(scans, session, engine_home, server):
     code = """
 import sys
 from flows.deployments import ingest_session, process, retrain
+functions = "tests.flows.small_retraining"
 print("INGESTED", ingest_session(sys.argv[1], sys.argv[2]))
 print("PROCESSED", process(sys.argv[1], 2, sys.argv[3])["steps"])
-print("RETRAINED", retrain(sys.argv[1], 2, sys.argv[3])["steps"])
+print("RETRAINED", retrain(sys.argv[1], 2, sys.argv[3], functions=functions)["why"])
+print("FORCED", retrain(sys.argv[1], 2, sys.argv[3], True, functions))
 """
-    env = engine_home | {"PREFECT_API_URL": server, "NPHM_WORKSPACE": scans}
+    env = engine_home | {"PREFECT_API_URL": server, "NPHM_WORKSPACE": scans, "NPHM_INBOX": "inbox"}
+    env |= {"SMALL_MODEL_IS_WORSE": "1"}
 
     def call(*command: str) -> str:
         done = subprocess.run([sys.executable, *command], capture_output=True, text=True, env=env, cwd=REPOSITORY)
@@ -189,10 +192,13 @@ print("RETRAINED", retrain(sys.argv[1], 2, sys.argv[3])["steps"])
     call("-m", "prefect", "work-pool", "create", "nphm", "--type", "process")
     call("-m", "prefect", "--no-prompt", "deploy", "--all")
     with urllib.request.urlopen(urllib.request.Request(f"{server}/deployments/filter", method="POST")) as response:
-        deployed = {each["name"]: each["parameters"] for each in json.load(response)}
-    assert deployed == {name: {"workspace": scans} for name in ("ingest-session", "process", "retrain")}
+        deployed = {each["name"]: each["parameters"]["workspace"] for each in json.load(response)}
+    names = ("watch", "ingest-session", "process", "retrain", "release", "sweep")
+    assert deployed == dict.fromkeys(names, scans)
 
     said = call("-c", code, scans, str(session), SMALL_STEPS)
     assert "INGESTED {'accepted': 0, 'rejected': 0, 'unchanged': 4, 'refused': 0}" in said
-    assert len([line for line in said.splitlines() if line.startswith(("PROCESSED", "RETRAINED"))]) == 2
+    assert "PROCESSED [" in said
+    assert "RETRAINED 0 new subjects since demo-" in said
+    assert "'promoted': False" in said[said.index("FORCED") :]
     assert take_snapshot(open_workspace(scans, STEPS)).manifests.keys() >= {("register", "002/smile")}
