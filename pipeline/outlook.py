@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from dataclasses import dataclass, replace
 
 from pipeline.ingest import look_again
 from pipeline.planner import Action, plan
 from pipeline.snapshot import take_snapshot
 from pipeline.standing import StepStanding, stand
 from pipeline.workspace import Workspace
+
+_RUNS = 20
+"""How many of the last runs tell what a step costs here."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +29,7 @@ class Outlook:
 
     @property
     def minutes(self) -> float:
-        """Rough cost on 2 cores."""
+        """Rough cost on 2 cores, or as the last runs here went, their workers side by side or not."""
         return sum(action.minutes for action in self.actions)
 
     @property
@@ -40,10 +44,31 @@ def look_ahead(workspace: Workspace, until: str | None = None) -> Outlook:
     What later steps will have to do for scans that are yet to be taken in is not known before they are.
     """
     snapshot = take_snapshot(workspace)
+    costs = _measured(workspace)
     pending = [
         Action("ingest", found.scan.key, "compute", found.why)
         for look in look_again(workspace)
         for found in look.pending
     ]
-    actions = [*pending, *plan(snapshot, until)]
+    actions = [_as_measured(action, costs) for action in (*pending, *plan(snapshot, until))]
     return Outlook(tuple(actions), tuple(stand(snapshot, actions)))
+
+
+def _measured(workspace: Workspace) -> dict[str, tuple[float, float]]:
+    """Minutes and megabytes of one result of each step, from the workspace's last runs."""
+    sums: dict[str, list[float]] = {}
+    logs = [path for path in workspace.store.list("runs") if path.endswith(".json")]
+    for path in logs[-_RUNS:]:
+        for step, cost in json.loads(workspace.store.get(path))["cost"].items():
+            told = sums.setdefault(step, [0.0, 0.0, 0.0])
+            for place, what in enumerate(("results", "seconds", "bytes")):
+                told[place] += cost[what]
+    return {step: (told[1] / told[0] / 60, told[2] / told[0] / 1e6) for step, told in sums.items() if told[0]}
+
+
+def _as_measured(action: Action, costs: dict[str, tuple[float, float]]) -> Action:
+    # How long a model takes depends on the data's size and the settings, which may have changed since.
+    if action.kind != "compute" or action.step not in costs or action.step == "train":
+        return action
+    minutes, megabytes = costs[action.step]
+    return replace(action, minutes=minutes, megabytes=megabytes)

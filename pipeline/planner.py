@@ -47,9 +47,9 @@ def decide(book: Book, spec: StepSpec, key: str) -> Action | None:
             return None
         return Action(spec.name, key, "withdraw", f"{spec.needs[0].step} has no accepted result any more")
     if manifest is None:
-        return _compute(spec, key, "never computed")
+        return _compute(book, spec, key, "never computed")
     if why := _stale(book, spec, key, manifest):
-        return _compute(spec, key, why)
+        return _compute(book, spec, key, why)
     word = book.judgement(key) if spec.scope == "scan" else None
     anew = judged_anew(spec, book.config.thresholds_of_step(spec.name), word, manifest)
     if anew != manifest:
@@ -116,7 +116,7 @@ class _Ahead:
         for need in spec.needs:
             if self._moves(need, key, self.computed):
                 self.computed.add(at)
-                return replace(_compute(spec, key, f"follows {need.step}"), ready=False)
+                return replace(_compute(self, spec, key, f"follows {need.step}"), ready=False)
         action = decide(self, spec, key)
         if action is None:
             return None
@@ -194,5 +194,6 @@ def _other_verdict(old: Manifest, new: Manifest) -> str:
     return "other reasons for the same verdict"
 
 
-def _compute(spec: StepSpec, key: str, why: str) -> Action:
-    return Action(spec.name, key, "compute", why, minutes=spec.minutes, megabytes=spec.megabytes)
+def _compute(book: Book, spec: StepSpec, key: str, why: str) -> Action:
+    minutes = spec.minutes if spec.expect is None else spec.expect(book.config.of_step(spec.name))
+    return Action(spec.name, key, "compute", why, minutes=minutes, megabytes=spec.megabytes)

@@ -55,7 +55,7 @@ TRAIN = StepSpec(
     limit_minutes=None,
     needs=(Need("sample", "train"), Need("register", "train")),
     uses_template=True,
-    minutes=60,
+    expect=train_config.expected_minutes,
     megabytes=20,
 )
 

@@ -72,6 +72,7 @@ class StepSpec:
         uses_template: whether the template is among its inputs.
         own_folder: whether nobody else writes in FOLDER/KEY.
         minutes: rough cost of one key on 2 cores.
+        expect: the same, from the step's settings, where it follows from them.
         megabytes: rough size of one key's outputs.
         limit_minutes: after which one key is given up; None for what may take days.
     """
@@ -87,6 +88,7 @@ class StepSpec:
     uses_template: bool = False
     own_folder: bool = True
     minutes: float = 0.0
+    expect: Callable[[Any], float] | None = None
     megabytes: float = 0.0
     limit_minutes: float | None = 60.0
 

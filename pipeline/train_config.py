@@ -12,6 +12,10 @@ from model.config import TrainingConfig
 STEP_VERSION = 2
 
 
+_SECONDS_PER_POINT = 6e-6
+"""What a training step costs on 2 cores for each of its points."""
+
+
 class TrainConfig(BaseModel):
     """What a model is trained with: batches here, networks, losses and steps in ``training``."""
 
@@ -88,3 +92,11 @@ def judge_train(figures: Mapping[str, Any], thresholds: TrainThresholds) -> list
         if value is not None and not value <= limit:
             reasons.append(f"{name} of the training data is {value:.2f}, limit {limit:g}: train longer")
     return reasons
+
+
+def expected_minutes(config: TrainConfig) -> float:
+    """Rough time of a training on 2 cores, from its steps and the points of each; networks of the default size."""
+    identity_points = config.subjects_per_step * (config.surface_points + config.near_points + config.space_points)
+    pairs = config.scans_per_step * config.pair_points
+    stages = config.training.stage1.steps * identity_points + config.training.stage2.steps * pairs
+    return stages * _SECONDS_PER_POINT / 60
