@@ -50,7 +50,8 @@ class SessionLook:
         subject_prefix: put before every subject's id.
         copy: whether raw files are copied into the workspace.
         pending: scans to read.
-        unchanged: keys of the scans that are as they were.
+        unchanged: keys of the accepted scans that are as they were.
+        still_rejected: the reason by key of those that are as they were when they were rejected.
         refused: scans that have no place in the workspace, and why.
         gone: a line for each scan that was taken in and is no longer there, or no longer named.
         fault: why the session as a whole can't be read, or None.
@@ -62,6 +63,7 @@ class SessionLook:
     copy: bool = False
     pending: list[Pending] = field(default_factory=list)
     unchanged: list[str] = field(default_factory=list)
+    still_rejected: dict[str, str] = field(default_factory=dict)
     refused: list[Refusal] = field(default_factory=list)
     gone: list[str] = field(default_factory=list)
     fault: str | None = None
@@ -72,7 +74,10 @@ class IngestReport:
     """What taking sessions in came to.
 
     Attributes:
-        accepted, rejected, unchanged: keys; of the rejected ones the manifest holds the reason.
+        accepted: keys of the scans that were read and can be used.
+        rejected: keys of those that can't, whether read now or before; their manifests hold the reasons.
+        unchanged: keys of the accepted scans that are as they were.
+        still_rejected: the reason by key of the rejected scans that were not read again.
         refused: scans that were given no place, and why.
         gone: a line for each scan that stays as it was taken in, although its session no longer has it.
         faults: a line for each session that could not be read at all.
@@ -81,6 +86,7 @@ class IngestReport:
     accepted: list[str] = field(default_factory=list)
     rejected: list[str] = field(default_factory=list)
     unchanged: list[str] = field(default_factory=list)
+    still_rejected: dict[str, str] = field(default_factory=dict)
     refused: list[Refusal] = field(default_factory=list)
     gone: list[str] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
@@ -153,7 +159,10 @@ def look_at_session(workspace: Workspace, root: Path, subject_prefix: str = "", 
             why = "never read" if known is None else "its files changed"
             look.pending.append(Pending(scan, why, now, copy))
         elif manifest is not None and manifest.extra("content_digest") == known["content"]:
-            look.unchanged.append(scan.key)
+            if manifest.accepted:
+                look.unchanged.append(scan.key)
+            else:
+                look.still_rejected[scan.key] = "; ".join(manifest.reasons)
         elif manifest is not None and manifest.extra("source") != str(scan.folder):
             look.refused.append(_conflict(scan, manifest))
         else:
@@ -219,6 +228,8 @@ def settle_looks(
         if look.fault is not None:
             report.faults.append(look.fault)
         report.unchanged += look.unchanged
+        report.rejected += look.still_rejected
+        report.still_rejected |= look.still_rejected
         report.refused += look.refused
         report.gone += look.gone
         for pending in look.pending:

@@ -147,10 +147,12 @@ def ingest(
         "rejected": report.rejected,
         "unchanged": report.unchanged,
         "refused": refused,
+        "gone": report.gone,
         "faults": report.faults,
     }
     bad = len(report.rejected) + len(refused)
-    lines = [*report.faults, *(refusal.line for refusal in report.refused)]
+    lines = [*report.faults, *report.gone, *(f"still rejected: {line}" for line in report.still_rejected.values())]
+    lines += [refusal.line for refusal in report.refused]
     lines.append(f"{len(report.accepted)} scans taken in, {len(report.unchanged)} unchanged, {bad} rejected")
     exit = Exit.DONE
     if not (report.accepted or report.unchanged):

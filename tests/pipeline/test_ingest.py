@@ -11,6 +11,7 @@ import pytest
 from pipeline.ingest import ingest_session, load_capture, look_again, look_at_session, take_in
 from registration.views import DepthView, pixel_rays
 from storage.errors import ConfigError, StorageConflict
+from storage.ply import write_ply
 from storage.store import LocalStore
 
 
@@ -102,7 +103,9 @@ def test_a_mended_scan_is_accepted(workspace, make_session):
     whole = file.read_bytes()
     file.write_bytes(whole[:50])
     assert ingest_session(workspace, session).rejected == ["001/smile"]
-    assert ingest_session(workspace, session).unchanged == ["001/neutral", "001/smile"]
+    again = ingest_session(workspace, session)
+    assert (again.accepted, again.unchanged, again.rejected) == ([], ["001/neutral"], ["001/smile"])
+    assert again.still_rejected["001/smile"].startswith("001/smile/depth/000.png: image is damaged")
     with pytest.raises(ConfigError, match="no accepted result of ingest"):
         load_capture(workspace, "001/smile")
     file.write_bytes(whole)
@@ -145,6 +148,79 @@ def test_a_session_that_moved(workspace, make_session, tmp_path):
     after = workspace.manifest("ingest", "001/smile")
     assert after.extra("content_digest") == before.extra("content_digest")
     assert load_capture(workspace, "001/smile").depth_views
+
+
+def test_a_scan_whose_folder_vanished_is_kept(workspace, make_session):
+    session = make_session()
+    ingest_session(workspace, session)
+    before = tree(workspace)
+    (session / "001/smile").rename(session / "001/elsewhere")
+    report = ingest_session(workspace, session)
+    assert (report.unchanged, report.rejected) == (["001/neutral"], [])
+    assert report.gone == [
+        f"001/smile: is kept as it was taken in (folder {session}/001/smile is not there); "
+        "bring it back, or leave it out with 'nphm judge'"
+    ]
+    assert tree(workspace) == before
+    (session / "001/elsewhere").rename(session / "001/smile")
+    assert ingest_session(workspace, session).unchanged == ["001/neutral", "001/smile"]
+
+
+def test_a_session_that_shrank_says_so(workspace, make_session):
+    session = make_session()
+    ingest_session(workspace, session)
+    make_session(subjects={"001": ["neutral"]})
+    report = ingest_session(workspace, session)
+    assert (report.unchanged, report.rejected) == (["001/neutral"], [])
+    assert report.gone == [
+        f"001/smile: is kept as it was taken in ({session}/session.json no longer names it); "
+        "bring it back, or leave it out with 'nphm judge'"
+    ]
+    assert workspace.manifest("ingest", "001/smile").accepted
+
+
+def test_a_vanished_file_is_named(workspace, make_session):
+    session = make_session()
+    ingest_session(workspace, session)
+    file = session / "001/smile/depth/001.png"
+    whole = file.read_bytes()
+    file.unlink()
+    assert ingest_session(workspace, session).rejected == ["001/smile"]
+    assert workspace.manifest("ingest", "001/smile").reasons == [
+        "001/smile/depth/001.png: is missing (no such file); copy the scan again"
+    ]
+    file.write_bytes(whole)
+    assert ingest_session(workspace, session).accepted == ["001/smile"]
+
+
+def test_a_file_behind_a_link_is_watched(workspace, make_session):
+    session = make_session()
+    file = session / "001/smile/depth/001.png"
+    (session / "shared").mkdir()
+    file.rename(session / "shared/one.png")
+    file.symlink_to(session / "shared/one.png")
+    ingest_session(workspace, session)
+    before = workspace.manifest("ingest", "001/smile").extra("content_digest")
+    shutil.copy(session / "001/smile/depth/002.png", session / "shared/one.png")
+    assert ingest_session(workspace, session).accepted == ["001/smile"]
+    assert workspace.manifest("ingest", "001/smile").extra("content_digest") != before
+
+
+def test_the_same_content_elsewhere_counts_as_unchanged(workspace, make_session, tmp_path):
+    session = make_session()
+    ingest_session(workspace, session)
+    shutil.copytree(session, tmp_path / "copy")
+    report = ingest_session(workspace, tmp_path / "copy")
+    assert (report.accepted, report.unchanged) == ([], ["001/neutral", "001/smile"])
+
+
+def test_clouds_keep_their_names(workspace, make_session):
+    session = make_session(layout="view_clouds")
+    views = session / "001/smile/views"
+    (views / "001.ply").rename(views / "left.ply")
+    (views / "000.ply").write_bytes(write_ply({axis: np.zeros(0, np.float32) for axis in "xyz"}))
+    ingest_session(workspace, session)
+    assert load_capture(workspace, "001/smile").cloud_names == ("002", "003", "004", "left")
 
 
 def test_copied_scans_outlive_their_session(workspace, make_session):
