@@ -179,7 +179,7 @@ def _read_fused_mesh(files: RawFiles, key: str, unit: str, config: IngestConfig)
 
 def _mesh(files: RawFiles, path: str) -> Mesh:
     data, where = files.read(path, MAX_FILE_BYTES), files.where(path)
-    with np.errstate(over="ignore", invalid="ignore"):  # what single precision can't hold becomes infinite, and is left out as such
+    with np.errstate(over="ignore", invalid="ignore"):  # what single precision can't hold is left out as not finite
         if path.lower().endswith(".ply"):
             return mesh_from_ply(data, where)
         found = read_obj(data, where)
