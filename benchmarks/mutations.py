@@ -251,7 +251,7 @@ def main() -> None:
     jobs = [(target, seed) for target, often in TARGETS.items() for seed in range(max(1, often * count // 500))]
     order = np.random.default_rng(0).permutation(len(jobs))
     table: dict[str, collections.Counter[str]] = {target: collections.Counter() for target in TARGETS}
-    with ProcessPoolExecutor(arguments.processes, mp_context=get_context("spawn"), max_tasks_per_child=50) as pool:
+    with ProcessPoolExecutor(arguments.processes, mp_context=get_context("spawn")) as pool:
         futures = [pool.submit(try_one, work, *jobs[k]) for k in order]
         for done, future in enumerate(futures, 1):
             row = future.result()
