@@ -30,8 +30,14 @@ class RegisterThresholds(BaseModel):
     max_fit_cost: float = Field(default=0.45, gt=0, le=1, description="loss of the linear fit; 1 is no match at all")
     max_flipped_share: float = Field(default=0.02, ge=0, le=1, description="face triangles turned over")
     max_stretched_share: float = Field(default=0.05, ge=0, le=1, description="face edges over 3 times or under a third")
-    max_crossing_share: float = Field(
-        default=0.05, ge=0, le=1, description="faces of the lips, or of the lids, that pass through others"
+    max_lips_crossing_share: float = Field(
+        default=0.25,
+        ge=0,
+        le=1,
+        description="faces of the lips that pass through others; the insides of closed lips do in many templates",
+    )
+    max_lids_crossing_share: float = Field(
+        default=0.05, ge=0, le=1, description="faces of the lids that pass through others"
     )
     max_second_start_mm: float = Field(
         default=2.5,
@@ -42,7 +48,7 @@ class RegisterThresholds(BaseModel):
         default=0.03, ge=0, le=1, description="a second start whose cost is higher by more than this is no rival"
     )
     max_skull_mm: float = Field(
-        default=1.5, gt=0, description="median distance of the canonical skull to another expression's scan, mm"
+        default=1.0, gt=0, description="median distance of the canonical skull to another expression's scan, mm"
     )
 
 
@@ -61,16 +67,22 @@ def judge_register(figures: Mapping[str, Any], thresholds: RegisterThresholds) -
         ("fit_cost", thresholds.max_fit_cost, "the linear fit misses the scan"),
         ("flipped_share", thresholds.max_flipped_share, "triangles of the face are turned over"),
         ("stretched_share", thresholds.max_stretched_share, "edges of the face are stretched or crushed"),
-        ("lips_crossing_share", thresholds.max_crossing_share, "faces of the lips pass through each other"),
-        ("lids_crossing_share", thresholds.max_crossing_share, "faces of the lids pass through each other"),
+        ("lips_crossing_share", thresholds.max_lips_crossing_share, "faces of the lips pass through each other"),
+        ("lids_crossing_share", thresholds.max_lids_crossing_share, "faces of the lids pass through each other"),
     ):
         if figures[name] > limit:
             reasons.append(f"{what}: {figures[name]:.1%}, at most {limit:.1%}")
     apart, limit = figures["second_start_mm"], thresholds.max_second_start_mm
     if apart > limit and figures["second_start_cost"] < thresholds.equal_cost:
         reasons.append(f"two starts end {apart:.1f} mm apart and fit equally well, at most {limit:g} mm")
-    skull = figures.get("skull_disagreement_mm")
-    if skull is not None and skull > thresholds.max_skull_mm:
-        limit = thresholds.max_skull_mm
-        reasons.append(f"the skull is {skull:.2f} mm off the canonical scan's, at most {limit:g} mm: another person?")
+    if "skull_disagreement_mm" in figures:
+        reasons += _judge_skull(figures["skull_disagreement_mm"], thresholds.max_skull_mm)
     return reasons
+
+
+def _judge_skull(skull_mm: float | None, limit_mm: float) -> list[str]:
+    if skull_mm is None:
+        return ["too little of the skull is seen to tell whether it is the canonical scan's person"]
+    if skull_mm > limit_mm:
+        return [f"the skull is {skull_mm:.2f} mm off the canonical scan's, at most {limit_mm:g} mm: another person?"]
+    return []

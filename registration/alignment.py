@@ -21,22 +21,23 @@ from numpy.typing import NDArray
 
 from registration.landmarks import Landmarks, pose_by_landmarks
 from registration.pose_search import correlate
-from registration.search_model import Candidate, SearchModel, ThinScan, agreement, refine
+from registration.search_model import Candidate, SearchModel, ThinScan, agreement, head_score, refine
 from registration.template import Template
 
 SETTLING_GATES_MM = (8.0, 8.0, 7.0, 7.0, 6.0, 6.0, 5.0, 5.0, 5.0, 5.0)
-ACCEPT_SHARE = 0.42
-"""Least agreement with a head.
+ACCEPT_SCORE = 0.44
+"""Least score of a head.
 
-With a template of many identity modes heads reach 0.44 to 0.75; a ball, an ellipsoid, a cone and the back of a head
-stay at or below 0.40. With few modes (the procedural head's) strangers reach 0.47 to 0.51, but the back of a head
-or a cone can reach 0.46: there the verdict leans on how much of the face was seen and on the registration's residuals.
+With a template of many identity modes heads reach 0.58 to 0.95, and half heads 0.66; cones, blobs, an animal's head,
+torsos, backs and tops of heads stay at or below 0.38. With few modes (the procedural head's) strangers reach 0.46 to
+0.57 and those things stay at or below 0.42.
 """
 APART_MM = 160.0
 """Two places this far apart can't be the same head."""
 LEAST_POINTS = 200
 EXTENT_MM = (90.0, 6000.0)
 """A scan that is smaller or larger than this is none of a head in the unit tried."""
+USUAL_EXTENT_MM = 400.0
 CURVED_REACH_MM = 60.0
 CURVED_MOST = 0.975
 """Length of the mean normal within that reach above which a surface is too flat to belong to a head."""
@@ -91,7 +92,8 @@ def align_head(
         normals: (n, 3) unit normals that point out of the surface; zero where unknown.
         template: the head to look for.
         seed: of the points drawn on the template.
-        scales: factors to mm that are tried, 1.0 where the unit is told.
+        scales: factors to mm, 1.0 where the unit is told; tried in the order of how usual the scan's size would be,
+            until one leads to a head.
         landmarks: of the scan, in its frame and unit; a start that spares the search where it leads to a head.
         start: (4, 4) ``T_world_from_head`` where an earlier step found the head, in mm; another such start.
 
@@ -101,7 +103,7 @@ def align_head(
     model = SearchModel.of(template, np.random.default_rng(seed))
     best: Alignment | None = None
     marks = template.mesh.vertices[template.landmarks]
-    for scale in scales:
+    for scale in sorted(scales, key=lambda scale: _unusual(points_mm, scale)):
         starts = [] if start is None else [np.asarray(start, np.float64)]
         if landmarks is not None:
             told = Landmarks(landmarks.points_mm * scale, landmarks.spread_mm * scale)
@@ -111,9 +113,18 @@ def align_head(
         found = _align_scaled(points, np.asarray(normals, np.float64), model, scale, starts)
         if best is None or found.score > best.score:
             best = found
+        if found.accepted:
+            return found
     if best is None:
         raise ValueError("scales is empty")
     return best
+
+
+def _unusual(points: NDArray[np.floating], scale: float) -> float:
+    """How many times larger or smaller than usual the scan would be, as a logarithm."""
+    finite = points[np.isfinite(points).all(1)]
+    extent = float(np.ptp(finite, axis=0).max()) * scale if len(finite) else 0.0
+    return abs(float(np.log(max(extent, 1e-9) / USUAL_EXTENT_MM)))
 
 
 def fitting_unit(
@@ -187,13 +198,13 @@ def _settle(
     candidates = _distinct(candidates, 2)
     for candidate in candidates:
         refine(candidate, fine, model, SETTLING_GATES_MM, len(model.basis))
-        candidate.score = agreement(candidate, fine, model, 3.0, 20.0)
-    best = _distinct(candidates, 1)[0]
+        candidate.score = head_score(candidate, fine, model)
+    best = max(candidates, key=lambda candidate: candidate.score)
     score = best.score
     reason = ""
-    if score < ACCEPT_SHARE:
+    if score < ACCEPT_SCORE:
         reason = (
-            f"no head found: {score:.0%} of the face agrees with the best place in the scan, {ACCEPT_SHARE:.0%} needed"
+            f"no head found: the best place in the scan agrees with a head by {score:.0%}, {ACCEPT_SCORE:.0%} needed"
         )
     second_mm = None
     away_mm = [float(np.linalg.norm(c.T[:3, 3] - best.T[:3, 3])) for c in everywhere]

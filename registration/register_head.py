@@ -186,7 +186,8 @@ def _moves(template: Template, most: int) -> _Moves:
     """The template's expressions, or at most so many general ones, the jaw first."""
     e = len(template.expression_basis)
     if e:
-        low = 1.15 * template.expression_low if len(template.expression_low) else np.zeros(e)
+        told = template.expression_low
+        low = np.asarray(1.15 * told, np.float64) if len(told) else np.zeros(e)
         return _Moves(template.expression_basis, np.full(e, 0.4), low, np.full(e, 1.15))
     basis = jaw_mode(template)[None] if most == 1 else motion_modes(template, most)
     spread, low, high = np.ones(len(basis)), np.full(len(basis), -3.5), np.full(len(basis), 3.5)

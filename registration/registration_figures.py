@@ -5,11 +5,16 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from registration.correspondence import match
 from registration.crossings import crossing_faces
 from registration.fit_vertices import stable
-from registration.mesh import face_normals, transform_points
+from registration.mesh import face_normals, transform_points, vertex_normals
 from registration.surface import SurfaceIndex
 from registration.template import REGIONS, Template
+
+SKULL_REACH_MM = 25.0
+SKULL_LEAST = 50
+"""Fewer vertices of the skull than this, seen in both scans, say nothing of whether it is the same."""
 
 
 def opening_faces(template: Template, region: str) -> NDArray[np.bool_]:
@@ -65,24 +70,26 @@ def apart_mm(first_mm: NDArray[np.float64], second_mm: NDArray[np.float64], temp
 def skull_figures(
     scan: SurfaceIndex,
     T_scan_from_head: NDArray[np.float64],
-    observed: NDArray[np.bool_],
     canonical_mm: NDArray[np.float64],
     canonical_observed: NDArray[np.bool_],
     template: Template,
 ) -> dict[str, float | None]:
     """How far the canonical head lies from another scan where no expression moves it.
 
+    What the other registration takes for hair counts too: on another person's scan much of the skull seems to be hair.
+
     Args:
         scan: the other scan.
         T_scan_from_head: (4, 4) where its registration found the head.
-        observed: (n,) what of the template it shows.
         canonical_mm: (n, 3) the canonical registration, head frame.
         canonical_observed: (n,) what of the template the canonical scan shows.
     """
-    pick = stable(template) & canonical_observed & observed
-    if pick.sum() < 50:
-        return {"skull_disagreement_mm": None, "skull_seen": float(pick.sum())}
-    placed = transform_points(T_scan_from_head, canonical_mm[pick])
-    place = scan.closest(placed)
-    gap = ((place.points - placed) * scan.normals_at(place.faces, place.bary)).sum(1)
-    return {"skull_disagreement_mm": float(np.median(np.abs(gap))), "skull_seen": float(pick.sum())}
+    pick = np.flatnonzero(stable(template) & canonical_observed)
+    placed = transform_points(T_scan_from_head, canonical_mm)
+    outward = vertex_normals(placed, template.mesh.faces)[pick]
+    found = match(scan, placed[pick], outward, SKULL_REACH_MM, 0.3)
+    seen = found.weights > 0
+    if seen.sum() < SKULL_LEAST:
+        return {"skull_disagreement_mm": None, "skull_seen": float(seen.sum())}
+    gap = ((found.points - placed[pick]) * found.normals).sum(1)[seen]
+    return {"skull_disagreement_mm": float(np.median(np.abs(gap))), "skull_seen": float(seen.sum())}

@@ -31,17 +31,21 @@ ROUGHNESS = 0.22
 """Spread of the normals against the fitted head's, radians, that is enough not to be skin."""
 RELIEF = {"lips": 4.0, "eyes": 4.0, "ears": 4.0, "face": 1.0, "scalp": 1.0, "neck": 1.5}
 """How many times more relief the skin of a region has, or the fit leaves there."""
-COLOR_SHARE = 0.6
-"""The most that colour can say, where 1 is enough not to be skin."""
+COLOR_SHARE, COLOR_SHARE_SCALP = 0.6, 1.2
+"""The most that colour can say, where 1 is enough not to be skin: hair cropped close stands out by nothing else."""
 MOST_OUT_MM = {"lips": 6.0, "eyes": 6.0, "ears": 12.0}
 """Regions where the fit may be off by more than elsewhere: standing out less than this says nothing there."""
+NOSTRIL_MM = 12.0
+"""So far around the landmarks under the nose its skin is taken for as rough as a lid's."""
+INSIDE_OUT_MM = 4.0
+"""What is seen through an opening of the template, eyeballs and the inside of the mouth, comes out no further."""
 FAR_MM = 60.0
 """What is further from the fitted head has no region of it."""
 PIECE_CELLS = 8
 """Smaller pieces of hair or worn things are taken for skin, and smaller holes in them for theirs."""
 
 _HAIR, _WORN = REGIONS.index("hair"), REGIONS.index("worn")
-_FACE, _EYES, _NECK = REGIONS.index("face"), REGIONS.index("eyes"), REGIONS.index("neck")
+_FACE, _EYES, _LIPS, _NECK, _SCALP = (REGIONS.index(name) for name in ("face", "eyes", "lips", "neck", "scalp"))
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,7 @@ class ScanLabels:
 
     Attributes:
         region: (v,) uint8 index into ``REGIONS``: that of the skin it is, or hair or worn.
-        skin: (v,) bool.
+        skin: (v,) bool; eyeballs and the inside of the mouth are none, whatever their region.
     """
 
     region: NDArray[np.uint8]
@@ -78,26 +82,41 @@ def label_scan(
     foot = head.closest(points)
     below = head.normals_at(foot.faces, foot.bary)
     corner = template.mesh.faces[foot.faces]
-    region = template.regions[corner[np.arange(len(corner)), foot.bary.argmax(1)]].copy()
-    out = ((points - foot.points) * below).sum(1)
+    nearest = corner[np.arange(len(corner)), foot.bary.argmax(1)]
+    region = template.regions[nearest].copy()
+    away = points - foot.points
+    out = (away * below).sum(1)
     out = np.where(foot.distance_mm > np.abs(out) + 2.0, np.sign(out) * foot.distance_mm, out)
+    inside = head.on_boundary(foot.faces, foot.bary) & (region != _NECK) & (away[:, 2] < INSIDE_OUT_MM)
     near = _neighbours(points, NEAR_MM)
-    against = _against_skin(near, out, normals - below, region)
+    relief, most_out = (column[nearest] for column in _tolerance(template))
+    against = _against_skin(near, out, normals - below, relief, most_out)
     if scan.mesh.colors is not None:
         against += _other_color(_cell_means(cell, scan.mesh.colors.astype(np.float64)), near, against, region)
-    other = _cleaned(near, near @ against > 1.0)
-    other &= foot.distance_mm < FAR_MM
+    # Eyeballs, teeth and lips differ from the face in colour and relief alike: there only standing out counts.
+    other = _cleaned(near, near @ against > 1.0) & ~(((region == _EYES) | (region == _LIPS)) & (out < most_out))
+    other &= (foot.distance_mm < FAR_MM) & ~inside
     region[other] = np.where(_worn(points, near, other, region, vertices_head_mm, template)[other], _WORN, _HAIR)
-    return ScanLabels(region[cell], ~other[cell])
+    return ScanLabels(region[cell], ~(other | inside)[cell])
+
+
+def _tolerance(template: Template) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """How many times more relief each vertex (n,) may show, and how far it may stand out, and be skin."""
+    relief = np.array([RELIEF.get(name, 1.0) for name in REGIONS])[template.regions]
+    most_out = np.array([MOST_OUT_MM.get(name, 0.0) for name in REGIONS])[template.regions]
+    under_nose = template.mesh.vertices[template.landmarks[31:36]]
+    distance, _ = cKDTree(under_nose).query(template.mesh.vertices)
+    nostril = np.clip(2.0 - distance / NOSTRIL_MM, 0, 1)  # full within, fading out over as much again
+    relief = np.maximum(relief, 1 + nostril * (RELIEF["eyes"] - 1))
+    return relief, np.maximum(most_out, nostril * MOST_OUT_MM["eyes"])
 
 
 def _cells(points: NDArray, normals: NDArray) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
     """The cell (v,) of each vertex, and mean point and unit normal of each cell."""
     key = np.floor((points - points.min(0)) / CELL_MM).astype(np.int64)
     # Surfaces that lie back to back, such as hair over skin, are kept apart by the side that they face.
-    side = np.abs(normals).argmax(1) * 2 + (
-        np.take_along_axis(normals, np.abs(normals).argmax(1)[:, None], 1)[:, 0] > 0
-    )
+    axis = np.abs(normals).argmax(1)
+    side = 2 * axis + (normals[np.arange(len(normals)), axis] > 0)
     size = key.max(0) + 1
     flat = ((key[:, 0] * size[1] + key[:, 1]) * size[2] + key[:, 2]) * 6 + side
     _, cell = np.unique(flat, return_inverse=True)
@@ -119,25 +138,25 @@ def _neighbours(points: NDArray[np.float64], reach_mm: float) -> sp.csr_matrix:
     return sp.csr_matrix(sp.diags(1.0 / np.asarray(link.sum(1)).ravel()) @ link)
 
 
-def _by_region(table: dict[str, float], other: float, region: NDArray[np.uint8]) -> NDArray[np.float64]:
-    return np.array([table.get(name, other) for name in REGIONS])[region]
-
-
 def _against_skin(
-    near: sp.csr_matrix, out_mm: NDArray[np.float64], turned: NDArray[np.float64], region: NDArray[np.uint8]
+    near: sp.csr_matrix,
+    out_mm: NDArray[np.float64],
+    turned: NDArray[np.float64],
+    relief: NDArray[np.float64],
+    most_out_mm: NDArray[np.float64],
 ) -> NDArray[np.float64]:
     """How much speaks against skin by place and relief (c,)."""
     mean = near @ turned
     rough = np.sqrt(np.maximum(near @ np.square(turned).sum(1) - np.square(mean).sum(1), 0))
     outside = np.maximum(near @ out_mm - SLACK_MM, 0)
-    outside[out_mm < _by_region(MOST_OUT_MM, 0.0, region)] = 0
-    return outside / OUT_MM + np.where(out_mm > -1.0, rough, 0) / (ROUGHNESS * _by_region(RELIEF, 1.0, region))
+    outside[out_mm < most_out_mm] = 0
+    return outside / OUT_MM + np.where(out_mm > -1.0, rough, 0) / (ROUGHNESS * relief)
 
 
 def _other_color(
     colors: NDArray[np.float64], near: sp.csr_matrix, against: NDArray[np.float64], region: NDArray[np.uint8]
 ) -> NDArray[np.float64]:
-    """How much colour speaks against skin (c,), from 0 to ``COLOR_SHARE``."""
+    """How much colour speaks against skin (c,), 0 where it is the face's own."""
     colors = near @ colors
     light = colors.sum(1, keepdims=True)
     told = np.concatenate([colors / np.maximum(light, 1.0), light / 765.0 * 0.3], 1)
@@ -147,7 +166,8 @@ def _other_color(
     middle = np.median(told[face], axis=0)
     spread = 1.5 * np.median(np.abs(told[face] - middle), axis=0) + 0.01
     apart = np.sqrt(np.square((told - middle) / spread).sum(1))
-    return COLOR_SHARE * np.clip((apart - 3.0) / 3.0, 0, 1)
+    most = np.where(region == _SCALP, COLOR_SHARE_SCALP, COLOR_SHARE)
+    return np.asarray(most * np.clip((apart - 3.0) / 3.0, 0, 1))
 
 
 def _cleaned(near: sp.csr_matrix, other: NDArray[np.bool_]) -> NDArray[np.bool_]:

@@ -19,8 +19,13 @@ REGION_WEIGHTS = {"face": 1.0, "lips": 1.0, "eyes": 0.6, "ears": 0.8, "scalp": 0
 MODEL_POINTS = 1600
 COVERED_MM = 12.0
 """A point of the model with scan so near is covered by it."""
-WANTED_COVER = 0.45
-"""Share of the face that must be covered for a full score: views from one side reach it."""
+RANKED_COVER, JUDGED_COVER = 0.45, 0.6
+"""Share of the face that must be covered for a full score, while places are ranked and when the last one is judged."""
+JUDGED_GATE_MM, JUDGED_ANGLE_DEG = 3.0, 20.0
+"""How far and how much turned a surface may be and still agree, when the last place is judged."""
+SMOOTH_SHARE, USUAL_FACE = 0.5, 0.6
+REST_SHARE, USUAL_REST = 0.1, 0.4
+"""What agreement of the whole face, and of the rest of the head, above the usual adds to that of the relief."""
 
 
 @dataclass(frozen=True)
@@ -167,12 +172,33 @@ def refine(candidate: Candidate, scan: ThinScan, model: SearchModel, gates_mm: t
 
 
 def agreement(candidate: Candidate, scan: ThinScan, model: SearchModel, gate_mm: float, angle_deg: float) -> float:
-    """How well the face's relief is found in the scan, 0 to 1.
+    """How well the face's relief is found in the scan, 0 to 1: ranks the places in one scan.
 
     Only covered points vote, so a view from one side can win; those that tell a face from a ball have more weight.
     """
+    agree, covered = _agreeing(candidate, scan, model, gate_mm, angle_deg)
+    return _relief_found(agree, covered, model, RANKED_COVER)
+
+
+def head_score(candidate: Candidate, scan: ThinScan, model: SearchModel) -> float:
+    """How surely a place in a scan is a head, 0 to 1.
+
+    Relief alone is found on cones, torsos and the backs of heads too, if a template bends to people by few modes only.
+    There much of the face is covered by nothing, or the smooth parts of the face and the rest of the head don't fit.
+    """
+    agree, covered = _agreeing(candidate, scan, model, JUDGED_GATE_MM, JUDGED_ANGLE_DEG)
+    relief = _relief_found(agree, covered, model, JUDGED_COVER)
+    face, rest = (
+        float(agree[part].mean()) if part.any() else 0.0 for part in (model.face & covered, covered & ~model.face)
+    )
+    return float(np.clip(relief + SMOOTH_SHARE * (face - USUAL_FACE) + REST_SHARE * (rest - USUAL_REST), 0, 1))
+
+
+def _agreeing(
+    candidate: Candidate, scan: ThinScan, model: SearchModel, gate_mm: float, angle_deg: float
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """How well each point of the model agrees with the scan (n,), and whether the scan covers it."""
     points, normals = model.posed(candidate, len(model.basis))
-    points, normals, relief = points[model.face], normals[model.face], model.relief[model.face]
     distance, nearest = scan.nearest(points, 20.0)
     hit = np.isfinite(distance)
     agree = np.zeros(len(points))
@@ -181,6 +207,12 @@ def agreement(candidate: Candidate, scan: ThinScan, model: SearchModel, gate_mm:
     facing = (scan.normals[where] * normals[hit]).sum(1)
     angle = np.degrees(np.arccos(np.clip(facing, -1, 1)))
     agree[hit] = np.exp(-0.5 * (gap / gate_mm) ** 2 - 0.5 * (angle / angle_deg) ** 2)
-    covered = distance < COVERED_MM
-    found = float((agree * relief)[covered].sum() / max(relief[covered].sum(), 1e-9))
-    return found * min(1.0, float(covered.mean()) / WANTED_COVER)
+    return agree, distance < COVERED_MM
+
+
+def _relief_found(
+    agree: NDArray[np.float64], covered: NDArray[np.bool_], model: SearchModel, wanted_cover: float
+) -> float:
+    relief = model.relief[covered]  # 0 off the face
+    found = float((agree[covered] * relief).sum() / max(relief.sum(), 1e-9))
+    return found * min(1.0, float(covered[model.face].mean()) / wanted_cover)

@@ -39,10 +39,11 @@ def test_a_good_registration_passes():
         ("fit_cost", 0.8, "misses"),
         ("flipped_share", 0.1, "turned over"),
         ("stretched_share", 0.2, "stretched"),
-        ("lips_crossing_share", 0.2, "lips pass"),
+        ("lips_crossing_share", 0.4, "lips pass"),
         ("lids_crossing_share", 0.2, "lids pass"),
         ("second_start_mm", 6.0, "two starts"),
         ("skull_disagreement_mm", 3.0, "skull"),
+        ("skull_disagreement_mm", None, "too little"),
     ],
 )
 def test_each_limit_rejects_with_its_number(figure, value, word):

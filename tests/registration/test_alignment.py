@@ -5,7 +5,8 @@ import open3d as o3d
 import pytest
 from scipy.spatial.transform import Rotation
 
-from registration.alignment import align_head
+from registration import alignment
+from registration.alignment import align_head, fitting_unit
 from registration.mesh import sample_surface, transform_points, vertex_normals
 from registration.pose_search import even_rotations
 from registration.procedural_head import head_template
@@ -63,11 +64,44 @@ def test_unit_is_found():
     assert found.unit_to_mm == 1000.0
 
 
-@pytest.mark.parametrize("thing", ["chair", "box", "ball", "points"])
+def test_a_told_pose_spares_the_search(monkeypatch):
+    template, points, normals, T = _posed_head(7)
+    monkeypatch.setattr(alignment, "correlate", lambda *_: pytest.fail("searched all rotations"))
+    near = T.copy()
+    near[:3, 3] += [4.0, -6.0, 5.0]
+    found = align_head(points, normals, template, start=near)
+    angle_deg, distance_mm = _off(found.T_world_from_head, T)
+    assert found.accepted
+    assert angle_deg < 2.0
+    assert distance_mm < 3.0
+
+
+def test_a_wrong_told_pose_does_no_harm():
+    template, points, normals, T = _posed_head(8)
+    found = align_head(points, normals, template, start=T @ np.diag([-1.0, 1.0, -1.0, 1.0]))
+    assert found.accepted
+    assert _off(found.T_world_from_head, T)[0] < 2.0
+
+
+@pytest.mark.parametrize(("factor", "words"), [(10.0, "ten times smaller"), (0.001, "a thousand times larger")])
+def test_the_unit_that_fits_is_named(factor, words):
+    template, points, normals, _ = _posed_head(9)
+    assert not align_head(points * factor, normals, template).accepted
+    assert fitting_unit(points * factor, normals, template) == words
+
+
+def test_the_back_of_a_head_is_no_head():
+    template, points, normals, T = _posed_head(10)
+    behind = transform_points(np.linalg.inv(T), points)[:, 2] < -10
+    assert not align_head(points[behind], normals[behind], template).accepted
+
+
+@pytest.mark.parametrize("thing", ["chair", "box", "ball", "cone", "points"])
 def test_no_head_is_no_head(thing):
     make = o3d.geometry.TriangleMesh
     chair = make.create_box(400, 20, 400) + make.create_box(400, 400, 20)
-    mesh = {"chair": chair, "box": make.create_box(150, 220, 180), "ball": make.create_sphere(100)}.get(thing, chair)
+    things = {"box": make.create_box(150, 220, 180), "ball": make.create_sphere(100), "cone": make.create_cone(90, 250)}
+    mesh = things.get(thing, chair)
     mesh.compute_vertex_normals()
     triangles, vertices = np.asarray(mesh.triangles), np.asarray(mesh.vertices)
     rng = np.random.default_rng(0)
