@@ -1,6 +1,7 @@
 """The closed form behind the project's own head: soft unions and cuts of simple bodies, in the head frame, mm.
 
-Every body is placed by adult averages of anthropometry (head 152 mm wide and 192 mm long, 63 mm between the pupils).
+Every body is placed by adult averages of anthropometry (head 152 mm wide and 192 mm long, 63 mm between the pupils);
+places and radii of skull, face and nose were then fitted to an average of scanned adults, the mean head of ICT-FaceKit.
 The value is close to a signed distance near the surface, negative inside.
 """
 
@@ -26,7 +27,7 @@ def head_distance(points: Field) -> Field:
     side[:, 0] = np.sqrt(points[:, 0] ** 2 + 4.0) - 2.0  # both sides in one, without a crease in the middle
     d = _union(_skull(side), _face(side), 18.0)
     d = _union(d, _neck(side), 20.0)
-    d = _cut(d, _ellipsoid(side, (34.0, 33.0, 108.0), (19.0, 13.0, 15.0)), 14.0)
+    d = _cut(d, _ellipsoid(side, (24, 32.5, 109), (20, 12, 14.5)), 14.0)
     d = _union(d, _ball(side, EYE_MM, EYE_RADIUS_MM + LID_MM), 5.0)
     d = _union(d, _nose(side), 9.0)
     d = _cut(d, _ellipsoid(side, (6.0, -13.0, 114.5), (3.4, 4.5, 5.5)), 2.5)
@@ -34,19 +35,19 @@ def head_distance(points: Field) -> Field:
 
 
 def _skull(p: Field) -> Field:
-    d = _union(_ellipsoid(p, (0, 56, -16), (76, 86, 77)), _ellipsoid(p, (0, 66, 26), (64, 70, 75)), 40.0)
-    return _union(d, _capsule(p, (6, 52, 92), (52, 48, 67), 10.5, 10.0), 30.0)
+    d = _union(_ellipsoid(p, (0, 57.5, -16), (73.5, 86, 70)), _ellipsoid(p, (0, 68.5, 27.5), (68.5, 70.5, 77)), 40.0)
+    return _union(d, _capsule(p, (11.5, 50.5, 90.5), (38, 48.5, 80), 10.5, 10), 30.0)
 
 
 def _face(p: Field) -> Field:
-    d = _ellipsoid(p, (0, -8, 54), (52, 64, 52))
-    d = _union(d, _ellipsoid(p, (20, 2, 76), (22, 26, 22)), 16.0)  # beside the nose
-    d = _union(d, _ellipsoid(p, (52, 42, 48), (14, 26, 24)), 20.0)  # temple
-    d = _union(d, _ellipsoid(p, (43, 8, 60), (24, 18, 25)), 20.0)  # cheekbone
-    d = _union(d, _capsule(p, (44, -32, 27), (18, -64, 80), 11.0, 12.0), 26.0)  # lower jaw
-    d = _union(d, _ellipsoid(p, (0, -64, 90), (19, 13, 16)), 14.0)  # chin
-    d = _union(d, _ellipsoid(p, (47, 6, 22), (20, 40, 30)), 24.0)  # in front of the ear
-    return _union(d, _ellipsoid(p, (33, -22, 64), (26, 36, 27)), 18.0)  # cheek
+    d = _ellipsoid(p, (0, -13, 37), (47, 78, 57))
+    d = _union(d, _ellipsoid(p, (18, 3.5, 76.5), (23.5, 29, 21)), 16.0)  # beside the nose
+    d = _union(d, _ellipsoid(p, (47, 36, 46), (14.5, 24, 21)), 20.0)  # temple
+    d = _union(d, _ellipsoid(p, (43, 9, 59), (19.5, 21, 26.5)), 20.0)  # cheekbone
+    d = _union(d, _capsule(p, (42, -36.5, 33.5), (18, -60, 78), 14, 12.5), 26.0)  # lower jaw
+    d = _union(d, _ellipsoid(p, (0, -66, 84), (19.5, 16, 20.5)), 14.0)  # chin
+    d = _union(d, _ellipsoid(p, (44.5, 5.5, 23.5), (22.5, 41, 36.5)), 24.0)  # in front of the ear
+    return _union(d, _ellipsoid(p, (28, -20.5, 57), (27, 38.5, 35)), 18.0)  # cheek
 
 
 def _neck(p: Field) -> Field:
@@ -58,16 +59,16 @@ def _neck(p: Field) -> Field:
 
 
 def _nose(p: Field) -> Field:
-    d = _capsule(p, (0, 42, 99), (0, 8, 114), 6.5, 9.5)
-    d = _union(d, _capsule(p, (5, 34, 94), (9, 0, 104), 6.5, 9.0), 9.0)  # flanks
-    d = _union(d, _ellipsoid(p, (0, 4, 120), (9.5, 8.0, 9.5)), 10.0)  # tip
+    d = _capsule(p, (0, 41.5, 98.5), (0, 10.5, 112.5), 3, 8)
+    d = _union(d, _capsule(p, (2, 28, 88.5), (12, 0, 110.5), 9, 1.5), 9.0)  # flanks
+    d = _union(d, _ellipsoid(p, (0, 1, 121), (8.5, 8.5, 7.5)), 10.0)  # tip
     d = _union(d, _ellipsoid(p, (12.0, -4.5, 107.5), (6.0, 7.0, 10.5)), 4.5)  # wings
     return _union(d, _capsule(p, (0, -6, 119), (0, -11, 108), 4.2, 5.0), 5.0)  # between the nostrils
 
 
 def _lips(d: Field, p: Field) -> Field:
     x = p[:, 0]
-    d = _union(d, _ellipsoid(p, (0, -34, 86), (28, 22, 25)), 14.0)  # the mound over the teeth
+    d = _union(d, _ellipsoid(p, (0, -33.5, 84.5), (29, 25.5, 27.5)), 14.0)  # the mound over the teeth
     d = _union(d, _capsule(p, (3, -31.0, 111.2), (22, -35.0, 100.5), 4.8, 1.8), 4.5)
     d = _union(d, _capsule(p, (0, -41.5, 110.0), (19, -37.8, 101.5), 5.6, 2.0), 4.5)
     front = np.clip((p[:, 2] - 80.0) / 10.0, 0, 1)

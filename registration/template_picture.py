@@ -21,7 +21,7 @@ REGION_COLORS = np.array(
 """Colour of each region in the order of ``REGIONS``."""
 LANDMARK_COLOR, MIDDLE_COLOR, THROAT_COLOR = (255, 255, 255), (30, 30, 40), (200, 40, 200)
 OUTSIDE_COLOR = (205, 205, 210)
-CHECK_MM = 12.0
+CHECK_MM = 20.0
 """Side of the squares that show the mirror map."""
 Dots = tuple[NDArray[np.integer], tuple[int, int, int], float]
 """Vertices to be marked, the colour, and the radius in mm."""
@@ -51,7 +51,8 @@ def template_sheet(template: Template, size: int = 420) -> Picture:
 def _mirror_colors(template: Template) -> NDArray[np.uint8]:
     v = template.mesh.vertices
     own = np.where(v[:, 0] >= 0, np.arange(len(v)), template.mirror)
-    square = np.floor(v[own] / CHECK_MM).astype(np.int64).sum(1) % 2
+    around, up = v[own, 0] - v[own, 2], v[own, 1]
+    square = (np.floor(around / CHECK_MM) + np.floor(up / CHECK_MM)).astype(np.int64) % 2
     colors = np.where(square[:, None] == 0, np.array((236, 200, 120)), np.array((70, 110, 160))).astype(np.float64)
     outside = ~template.face_mask
     colors[outside] = 0.35 * colors[outside] + 0.65 * np.array(OUTSIDE_COLOR)
