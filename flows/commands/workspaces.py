@@ -37,6 +37,9 @@ def simulate(
     subjects: int = 4,
     expressions: int = 4,
     seed: int = 0,
+    profile: Literal["studio", "handheld", "phone", "perfect"] = "studio",
+    layout: Literal["depth_frames", "view_clouds", "fused_mesh"] = "depth_frames",
+    views: int | None = None,
     output: Output = PLAIN,
 ) -> Reply:
     """Make captures with the simulated rig: OUT/session as a capture team hands it over, and OUT/truth for tests alone.
@@ -57,8 +60,20 @@ def simulate(
         How many expressions of each, the canonical one included.
     seed
         Same seed, same captures.
+    profile
+        How the rig errs: poses, noise, missing returns.
+    layout
+        How the scans are handed over.
+    views
+        Cameras; 12 by default.
     """
+    from pipeline.rig import RigConfig
     from pipeline.rig import simulate as simulate_rig
+
+    if views is not None and not 1 <= views <= 200:
+        raise ConfigError(one_line(f"can't be simulated with {views} views", "simulate", "", "ask for 1 to 200"))
+    told = {"profile": profile, "layout": layout} | ({} if views is None else {"views": views})
+    rig = RigConfig.model_validate(told)
 
     with progress_for(output) as progress:
         done = itertools.count(1)
@@ -72,6 +87,7 @@ def simulate(
             subjects=subjects,
             expressions=expressions,
             seed=seed,
+            config=rig,
             progress=simulated,
         )
         progress.finish("simulate")
@@ -118,6 +134,8 @@ def ingest(
     /,
     *,
     workspace: Workspace,
+    layout: Literal["session", "nphm", "facescape"] = "session",
+    landing: Path | None = None,
     subject_prefix: str = "",
     strict: bool = False,
     output: Output = PLAIN,
@@ -131,7 +149,12 @@ def ingest(
     Parameters
     ----------
     sessions
-        Folders with a session.json.
+        Folders with a session.json, or with a foreign data set.
+    layout
+        `nphm` or `facescape` where the folders are those data sets as they ship.
+    landing
+        Where a foreign data set is laid out as a session, by links where that is possible; the folder has to stay. By
+        default WS-foreign, beside the workspace.
     subject_prefix
         Put before each subject's id, where two studios use the same ids.
     strict
@@ -139,6 +162,13 @@ def ingest(
     """
     from flows.run import take_sessions_in
 
+    if layout != "session":
+        from pipeline.foreign import write_session
+
+        if landing is None and "://" in workspace:
+            raise ConfigError(one_line("needs a folder for the sessions", workspace, "a bucket", "give --landing"))
+        place = landing or Path(f"{workspace.rstrip('/')}-foreign")
+        sessions = tuple(write_session(root, layout, place / root.resolve().name) for root in sessions)
     with progress_for(output) as progress:
         report = take_sessions_in(workspace, sessions, subject_prefix, progress)
     refused = [{"key": refusal.key, "reason": refusal.line} for refusal in report.refused]
