@@ -1,4 +1,4 @@
-"""Foreign data sets, in the folder trees that they ship in, as sessions: linked where that is possible, never changed."""
+"""Foreign data sets, in the folder trees that they ship in, as sessions: linked where possible, never changed."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ def test_the_nphm_data_set(workspace, tmp_path, ball):
         (root / name).mkdir(parents=True)
         (root / name / "scan.ply").write_bytes(ball)
         (root / name / "registration.ply").write_bytes(b"not read")
-    with pytest.raises(ConfigError, match="neutrals_open.json is missing"):
+    with pytest.raises(ConfigError, match=r"neutrals_open\.json is missing"):
         write_session(root, "nphm", tmp_path / "session")
     (root.parent / "neutrals_open.json").write_text('{"17": 10, "18": 10}')
     session = write_session(root, "nphm", tmp_path / "session")
