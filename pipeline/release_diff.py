@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,6 +39,7 @@ class ReleaseDiff:
 
     Attributes:
         before, after: names and versions.
+        parts: what one holds at all and the other does not; no more is told of it below, but its files.
         subjects: people; changed are those who are on another side.
         scans: changed are those of which a file, a figure or a term is another one.
         files: by path.
@@ -49,6 +50,7 @@ class ReleaseDiff:
 
     before: str
     after: str
+    parts: Changes
     subjects: Changes
     scans: Changes
     files: Changes
@@ -59,7 +61,9 @@ class ReleaseDiff:
     @property
     def same(self) -> bool:
         """Whether both hold the same data."""
-        return not (self.subjects or self.scans or self.files or self.config or self.figures or self.model)
+        return not (
+            self.parts or self.subjects or self.scans or self.files or self.config or self.figures or self.model
+        )
 
 
 def diff_releases(before: Release, after: Release) -> ReleaseDiff:
@@ -71,29 +75,46 @@ def diff_releases(before: Release, after: Release) -> ReleaseDiff:
         StorageConflict: a document is damaged.
     """
     old, new = before.manifest, after.manifest
+    shared = set(old.parts) & set(new.parts)
     files = _compare({f.path: f.sha256 for f in old.files}, {f.path: f.sha256 for f in new.files})
-    moved = {_scan_of(path) for path in files.changed}
-    moved |= {_scan_of(path) for path in (*files.added, *files.removed)}
-    scans = _compare(before.about, after.about)
-    shared = set(before.about) & set(after.about)
-    touched = tuple(sorted(set(scans.changed) | (moved & shared)))
+    scans = _compare(_told(before, shared), _told(after, shared))
+    moved = {_scan_of(path, shared) for path in (*files.changed, *files.added, *files.removed)}
+    touched = set(scans.changed) | (moved & set(before.about) & set(after.about))
     models = (old.model, new.model)
     return ReleaseDiff(
         f"{old.name} {old.version}",
         f"{new.name} {new.version}",
+        _compare(dict.fromkeys(old.parts), dict.fromkeys(new.parts)),
         _compare(before.splits.by_subject(), after.splits.by_subject()),
-        Changes(scans.added, scans.removed, touched),
+        Changes(scans.added, scans.removed, tuple(sorted(touched))),
         files,
         dict(_other_settings(old, new)),
-        tuple(_other_figures(medians(before.about.values()), medians(after.about.values()))),
+        tuple(
+            change
+            for change in _other_figures(medians(before.about.values()), medians(after.about.values()))
+            if change.part in shared
+        ),
         models if models[0] != models[1] else None,
     )
 
 
-def _scan_of(path: str) -> str:
-    """SUBJECT/EXPRESSION in PART/SUBJECT/EXPRESSION/..., where a path is of this kind."""
-    parts = path.split("/")
-    return "/".join(parts[1:3]) if len(parts) > 3 else ""
+def _told(release: Release, parts: Set[str]) -> dict[str, Any]:
+    """What is known of each scan, of some parts alone."""
+    return {
+        key: scan.model_copy(
+            update={
+                "parts": tuple(part for part in scan.parts if part in parts),
+                "figures": {part: of for part, of in scan.figures.items() if part in parts},
+            }
+        )
+        for key, scan in release.about.items()
+    }
+
+
+def _scan_of(path: str, parts: Set[str]) -> str:
+    """SUBJECT/EXPRESSION in PART/SUBJECT/EXPRESSION/..., where a path is of this kind and of one of the parts."""
+    top, *rest = path.split("/")
+    return "/".join(rest[:2]) if len(rest) > 2 and top.removesuffix(".zarr") in parts else ""
 
 
 def _compare(before: Mapping[str, Any], after: Mapping[str, Any]) -> Changes:
@@ -125,7 +146,8 @@ def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 def _other_settings(old: ReleaseManifest, new: ReleaseManifest) -> Iterator[tuple[str, tuple[Any, Any]]]:
     before, after = _settings(old), _settings(new)
-    for name in sorted(set(before) | set(after)):
+    both = {made.step for made in old.made_by} & {made.step for made in new.made_by}
+    for name in sorted(name for name in set(before) | set(after) if name.partition(".")[0] in both):
         values = [known[name][0] if len(known.get(name, ())) == 1 else known.get(name) for known in (before, after)]
         if values[0] != values[1]:
             yield name, (values[0], values[1])

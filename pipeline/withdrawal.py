@@ -240,6 +240,8 @@ class Removals:
         if self.subject in self.workspace.kept_splits():
             yield Removal("split of the subject", SPLITS_PATH, self._forget_split)
         for path in self.store.list():
+            if self.traces.in_path(path):
+                continue
             if path.startswith(f"{_SESSIONS}/") and self._is_of_subject_alone(path):
                 yield Removal("session of the subject alone", path, partial(self.store.delete, path))
             elif path.partition("/")[0] not in untouched and _names(self.store, self.traces, path):

@@ -222,7 +222,7 @@ def withdraw(
 
 def _told(found: ReleaseDiff) -> list[str]:
     lines: list[str] = []
-    for what, changes in (("subject", found.subjects), ("scan", found.scans)):
+    for what, changes in (("part", found.parts), ("subject", found.subjects), ("scan", found.scans)):
         lines += _named(what, changes)
     lines += _first(f"setting {name}: {old} -> {new}" for name, (old, new) in found.config.items())
     lines += _first(f"median {f.name} of {f.part}: {_short(f.before)} -> {_short(f.after)}" for f in found.figures)

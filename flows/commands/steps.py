@@ -108,7 +108,7 @@ def plan(*, workspace: Workspace, until: StepName = "report", output: Output = P
 
 
 def status(*, workspace: Workspace, output: Output = PLAIN) -> Reply:
-    """Tell how each step stands: accepted, rejected and stale, with every damaged result by name.
+    """Tell how each step stands: accepted, rejected and stale, with every damaged result by name; and the releases.
 
     Exits with 1 if anything is damaged.
 
@@ -118,13 +118,27 @@ def status(*, workspace: Workspace, output: Output = PLAIN) -> Reply:
     """
     from pipeline.opening import open_workspace
     from pipeline.outlook import look_ahead
+    from pipeline.release_documents import list_built
+    from pipeline.tombstones import list_tombstones
 
-    standing = look_ahead(open_workspace(workspace)).standing
+    opened = open_workspace(workspace)
+    standing = look_ahead(opened).standing
     lines = ["step      accepted  rejected     stale"]
     lines += [f"{s.step:<9}{s.accepted:9}{s.rejected:10}{s.stale:10}" for s in standing]
     damaged = [line for step in standing for line in step.damaged]
     lines += [f"damaged: {line}; 'nphm run' makes it anew" for line in damaged]
-    return Reply({"steps": [asdict(s) for s in standing]}, tuple(lines), Exit.FAILED if damaged else Exit.DONE)
+    releases, withdrawn = list_built(opened.store), list_tombstones(opened.store)
+    lines += [f"release {one.name} {one.version}: {len(one.subjects)} people, in {one.place}" for one in releases]
+    cut_off = [one.pseudonym for one in withdrawn if not one.finished]
+    if withdrawn:
+        lines.append(f"{len(withdrawn)} subjects were withdrawn")
+    lines += [f"the withdrawal of {name} is not complete; repeat 'nphm release withdraw'" for name in cut_off]
+    document = {
+        "steps": [asdict(s) for s in standing],
+        "releases": [one.model_dump(mode="json") for one in releases],
+        "withdrawn": {"subjects": len(withdrawn), "not_complete": cut_off},
+    }
+    return Reply(document, tuple(lines), Exit.FAILED if damaged else Exit.DONE)
 
 
 def judge(

@@ -396,6 +396,7 @@ def test_diff_tells_people_scans_files_settings_and_figures(finished, tmp_path, 
     assert found.subjects.added == ()
     assert found.scans.changed == (names.scan("xq-17/smile"),)
     assert {path.split("/")[0] for path in found.files.removed} == {"clean", "model"}
+    assert (found.parts.removed, found.config) == (("model",), {})
     assert found.model == (first.manifest.model, None)
     bring_up(finished)
     later = diff_releases(first, built(finished, tmp_path / "c", "1.2.0"))
