@@ -168,7 +168,11 @@ def _sort_by_rights(workspace: Workspace, book: Snapshot) -> tuple[dict[str, Rig
 
 def _accepted(book: Snapshot, part: Part, key: str) -> Manifest | None:
     manifest = book.manifest(STEP_OF_PART[part], key)
-    return manifest if manifest is not None and manifest.accepted else None
+    if manifest is None or not manifest.accepted:
+        return None
+    root = f"{SAMPLES_ROOT}/{key}/"  # samples may also be drawn as they are wanted, and then nothing is stored
+    stored = part != "samples" or any(output.path.startswith(root) for output in manifest.outputs.values())
+    return manifest if stored else None
 
 
 def _not_accepted(book: Snapshot, terms: Iterable[str]) -> dict[str, int]:
