@@ -69,22 +69,27 @@ HOSTILE = [
 
 
 def mutated(data: bytes, rng: np.random.Generator, text: bool) -> bytes:
-    """A file with one to four places changed."""
+    """A file with one to four places changed; half of the files gently, so that they stay readable."""
     changed = bytearray(data)
+    gentle = rng.random() < 0.5
     for _ in range(int(rng.integers(1, 5))):
         if len(changed) < 8:
             break
         at = int(rng.integers(len(changed)))
         length = int(rng.integers(1, 40))
         kind = rng.integers(7 if text else 5)
-        if kind == 0:
+        if gentle and text:
+            places = [k for k in range(at, min(at + 400, len(changed))) if chr(changed[k]).isdigit()]
+            changed[places[0] if places else at] = ord("0") + int(rng.integers(10))
+        elif gentle or kind == 3:
+            count = int(rng.integers(1, 5))
+            changed[at : at + count] = rng.bytes(len(changed[at : at + count]))
+        elif kind == 0:
             changed[at] ^= 1 << int(rng.integers(8))
         elif kind == 1:
             del changed[at : at + length]
         elif kind == 2:
             changed[at:at] = changed[at : at + length]
-        elif kind == 3:
-            changed[at : at + 4] = rng.bytes(4)
         elif kind == 4 and rng.random() < 0.3:
             del changed[at:]
         elif text:
@@ -150,10 +155,10 @@ def _ring(number: int, frame: FrameType | None) -> None:
 def take(workspace: Workspace, session: Path) -> tuple[str, str, Mesh | None]:
     """Ingest and clean; what it came to, the line that says so, and the surface."""
     report = ingest_session(workspace, session)
+    made = [workspace.manifest("ingest", key) for key in report.rejected]
     lines = [*report.faults, *(refusal.line for refusal in report.refused)]
+    lines += [reason for manifest in made if manifest is not None for reason in manifest.reasons]
     found = workspace.manifest("ingest", KEY)
-    if found is not None and not lines:
-        lines = list(found.reasons)
     if found is None or not found.accepted:
         return "refused", lines[0] if lines else "", None
     execute_in(workspace, "clean", KEY)
