@@ -111,17 +111,28 @@ class _Batches(ABC):
     def batch_at(self, step: int) -> Batch:
         """The batch of a step; the same for the same step, whatever came before."""
         scans, visits = self._drawn(step)
-        pieces: dict[str, list[Raw]] = {part: [] for part in self._counts}
+        stored: dict[str, dict[str, NDArray]] = {part: {} for part in self._counts}
+        done = dict.fromkeys(self._counts, 0)
         for scan, visit in zip(scans, visits, strict=True):  # all of a scan at once: it may be drawn from its meshes
             for part, count in self._counts.items():
-                pieces[part] += self._shuffler.take(scan, part, visit * count, count)
+                for block, pick in self._shuffler.take(scan, part, visit * count, count):
+                    rows = slice(done[part], done[part] + len(pick))
+                    self._gather(block, pick, stored[part], rows, self._batch * count)
+                    done[part] = rows.stop
         batch = self._labelled(np.array(scans, np.int64))
         for part, count in self._counts.items():
-            columns, decode = DECODERS[part]
-            raw = {name: np.concatenate([piece[name] for piece in pieces[part]]) for name in columns}
-            for name, values in decode(raw).items():
+            _, decode = DECODERS[part]
+            for name, values in decode(stored[part]).items():
                 batch[name] = values.reshape(self._batch, count, *values.shape[1:])
         return batch if self._prepare is None else self._prepare(batch)
+
+    @staticmethod
+    def _gather(block: Raw, pick: NDArray[np.int64], stored: dict[str, NDArray], rows: slice, length: int) -> None:
+        """Copy some rows of a block to their place in a batch's columns of ``length`` rows."""
+        for name, column in block.items():
+            if name not in stored:
+                stored[name] = np.empty((length, *column.shape[1:]), column.dtype)
+            column.take(pick, axis=0, out=stored[name][rows], mode="clip")
 
     def _drawn(self, step: int) -> tuple[list[int], list[int]]:
         total = len(self._sources)

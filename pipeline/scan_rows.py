@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from math import gcd
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.sample_blocks import GROUP_BLOCKS, block_count, rows_of_block
+from pipeline.sample_blocks import GROUP_BLOCKS, rows_of_block
 from pipeline.sample_format import (
     COLUMNS,
     DECODERS,
@@ -99,24 +99,19 @@ class BlockCache:
 
     def block(self, scan: int, part: str, number: int) -> Raw:
         """The rows of a block of a scan's samples."""
-        key = (scan, part, number)
-        if key in self._held:
-            self._held.move_to_end(key)
-            return self._held[key]
         source = self._sources[scan]
         group = number // GROUP_BLOCKS * GROUP_BLOCKS
         first = group + (number - group) // self._span * self._span
-        last = min(first + self._span, group + GROUP_BLOCKS, block_count(source.rows(part)))
-        raw = source.read(part, first * CHUNK_ROWS, min(last * CHUNK_ROWS, source.rows(part)))
-        for place in range(last - first):
-            rows = slice(place * CHUNK_ROWS, (place + 1) * CHUNK_ROWS)
-            self._hold((scan, part, first + place), {name: column[rows].copy() for name, column in raw.items()})
-        wanted = slice((number - first) * CHUNK_ROWS, (number - first + 1) * CHUNK_ROWS)
-        return {name: column[wanted] for name, column in raw.items()}
+        key = (scan, part, first)
+        if key in self._held:
+            self._held.move_to_end(key)
+        else:
+            last = min(first + self._span, group + GROUP_BLOCKS)
+            self._hold(key, source.read(part, first * CHUNK_ROWS, min(last * CHUNK_ROWS, source.rows(part))))
+        rows = slice((number - first) * CHUNK_ROWS, (number - first + 1) * CHUNK_ROWS)
+        return {name: column[rows] for name, column in self._held[key].items()}
 
     def _hold(self, key: tuple[int, str, int], block: Raw) -> None:
-        if key in self._held:
-            return
         self._held[key] = block
         self._bytes += _bytes(block)
         while self._bytes > self._limit and len(self._held) > 1:
@@ -158,14 +153,13 @@ class Shuffler:
                 self._drawn.popitem(last=False)
         return self._drawn[words]
 
-    def take(self, scan: int, part: str, start: int, count: int) -> list[Raw]:
-        """Rows ``start`` to ``start + count`` of a scan's stream, in pieces.
+    def take(self, scan: int, part: str, start: int, count: int) -> Iterator[tuple[Raw, NDArray[np.int64]]]:
+        """Rows ``start`` to ``start + count`` of a scan's stream: blocks, and which of their rows in which order.
 
         Each pass has its own order of the groups of blocks, and its own stride through each block.
         """
         rows = self._sources[scan].rows(part)
         word = _PARTS.index(part)
-        pieces: list[Raw] = []
         while count:
             turn, at = divmod(start, rows)
             number, inside = self._place(rows, at, scan, word, turn)
@@ -173,11 +167,9 @@ class Shuffler:
             taken = min(count, length - inside)
             first, stride = self._walk(length, scan, word, turn, number)
             pick = (first + stride * np.arange(inside, inside + taken)) % length
-            block = self._cache.block(scan, part, number)
-            pieces.append({name: column.take(pick, axis=0) for name, column in block.items()})
+            yield self._cache.block(scan, part, number), pick
             start += taken
             count -= taken
-        return pieces
 
     def _place(self, rows: int, at: int, *words: int) -> tuple[int, int]:
         """The block, and the row in it, of a place in a pass."""
