@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
 from pipeline.clean_config import CleanConfig
-from pipeline.ingest import load_capture
+from pipeline.ingest import load_capture, load_landmarks
+from pipeline.scan_landmarks import landmark_detector, together
 from pipeline.workspace import Workspace
 from registration.alignment import align_head
 from registration.clean_pictures import clean_sheet, confidence_map
@@ -27,6 +28,8 @@ from registration.head_crop import (
     looked_at,
     oriented_points,
 )
+from registration.landmark_views import LandmarkDetector, landmarks_from_views
+from registration.landmarks import Landmarks, landmarks_to_json
 from registration.mesh import (
     Mesh,
     face_areas,
@@ -69,6 +72,7 @@ class CleanScan:
         left_out: names of the views that have no depth or disagree with all others, each with what was found.
         picture: before and after.
         confidence: from all sides, how many views saw each point and how far they disagree.
+        landmarks: found in colour frames, world frame, mm; None where none were looked for or found.
     """
 
     mesh: Mesh
@@ -78,9 +82,17 @@ class CleanScan:
     left_out: tuple[str, ...]
     picture: Picture
     confidence: Picture
+    landmarks: Landmarks | None = None
 
 
-def clean_scan(capture: Capture, template: Template, config: CleanConfig, seed: int = 0, threads: int = 1) -> CleanScan:
+def clean_scan(
+    capture: Capture,
+    template: Template,
+    config: CleanConfig,
+    seed: int = 0,
+    threads: int = 1,
+    detector: LandmarkDetector | None = None,
+) -> CleanScan:
     """Clean one capture of any layout.
 
     Args:
@@ -89,6 +101,7 @@ def clean_scan(capture: Capture, template: Template, config: CleanConfig, seed: 
         config: of the step.
         seed: of the search for the head.
         threads: at a time; the result does not depend on it.
+        detector: of landmarks in colour frames.
 
     Raises:
         ScanRejected: too few views agree, or there is no head.
@@ -153,7 +166,13 @@ def clean_scan(capture: Capture, template: Template, config: CleanConfig, seed: 
         left_out,
         clean_sheet(told, facing, None, mesh, T, left_out),
         confidence_map(mesh, T),
+        None if detector is None else landmarks_from_views(_in_place(kept, poses, agreed), detector),
     )
+
+
+def _in_place(views: Sequence[DepthView], poses: RefinedPoses, agreed: Sequence[int]) -> list[DepthView]:
+    """The views that agree, with their refined poses."""
+    return [replace(views[v], T_world_from_camera=poses.T_world_from_camera[v]) for v in agreed]
 
 
 def _clean_mesh(key: str, told: Mesh, template: Template, config: CleanConfig, seed: int, threads: int) -> CleanScan:
@@ -336,7 +355,9 @@ def run_clean(workspace: Workspace, key: str) -> Manifest:
     inputs = workspace.inputs("clean", key)
     config: CleanConfig = workspace.config.of_step("clean")  # type: ignore[assignment]
     capture = load_capture(workspace, key)
-    scan = clean_scan(capture, workspace.template(), config, workspace.seed("clean", key))
+    detector = landmark_detector(config.landmark_model)
+    scan = clean_scan(capture, workspace.template(), config, workspace.seed("clean", key), detector=detector)
+    landmarks = together(load_landmarks(workspace, key), scan.landmarks)
     return workspace.commit(
         "clean",
         key,
@@ -346,7 +367,8 @@ def run_clean(workspace: Workspace, key: str) -> Manifest:
             "watertight.ply": mesh_to_ply(scan.watertight),
             "sheet.png": to_png(scan.picture),
             "confidence.png": to_png(scan.confidence),
-        },
-        figures=scan.figures,
+        }
+        | ({} if landmarks is None else {"landmarks.json": landmarks_to_json(landmarks)}),
+        figures=scan.figures | ({} if landmarks is None else {"landmarks": len(landmarks.known)}),
         extra={"T_world_from_head": scan.T_world_from_head, "left_out": list(scan.left_out)},
     )

@@ -32,6 +32,9 @@ class CleanConfig(BaseModel):
     angle_sigma_deg: float = Field(default=0.8, gt=0, description="how wrong a told camera angle may be, degrees")
     agreement_min: float = Field(default=0.35, ge=0, le=1, description="a view that agrees less is left out")
     coarse_pixel_mm: float = Field(default=3.0, gt=0, description="pixel of the first look at poses and head, mm")
+    landmark_model: str = Field(
+        default="", description="mediapipe's face_landmarker.task, to find landmarks in colour frames; empty for none"
+    )
 
 
 class CleanThresholds(BaseModel):

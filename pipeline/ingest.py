@@ -14,11 +14,13 @@ from typing import Any
 from pipeline.capture import read_capture
 from pipeline.keys import is_safe_name, subject_of
 from pipeline.rawfiles import IngestedFiles, SessionFiles
+from pipeline.scan_landmarks import told_landmarks
 from pipeline.session import NOTE, FoundScan, Refusal, find_scans, read_session
 from pipeline.splits import PATH as SPLITS_PATH
 from pipeline.splits import draw_splits
 from pipeline.tombstones import Withdrawn
 from pipeline.workspace import Workspace
+from registration.landmarks import Landmarks
 from registration.views import Capture
 from storage.digest import canonical_json, digest_json
 from storage.errors import ScanRejected, StorageConflict, one_line
@@ -265,6 +267,18 @@ def load_capture(workspace: Workspace, key: str) -> Capture:
     return read_capture(files, key, told("layout"), told("unit"), workspace.config.ingest).capture
 
 
+def load_landmarks(workspace: Workspace, key: str) -> Landmarks | None:
+    """The landmarks that were told beside a scan, world frame, mm; None where there are none.
+
+    Raises:
+        ScanRejected: the scan was rejected when it was taken in.
+        StorageConflict: the file is gone or was changed since.
+    """
+    manifest = workspace.accepted("ingest", key)
+    named = (manifest.extra("told_of_session") or {}).get("landmarks")
+    return told_landmarks(IngestedFiles(workspace.store, manifest), manifest.extra("unit"), named)
+
+
 def _read_scan(workspace: Workspace, scan: FoundScan, copy: bool) -> dict[str, Any]:
     """What to commit for a scan: its files' digests, figures, faults, and all that the session tells of it."""
     files = SessionFiles(scan.root, scan.folder, scan.name)
@@ -275,6 +289,9 @@ def _read_scan(workspace: Workspace, scan: FoundScan, copy: bool) -> dict[str, A
             why = "session.json names it"
             raise ScanRejected(one_line("folder of the scan is missing", scan.name, why, "copy the scan again"))
         figures = read_capture(files, scan.key, scan.layout, scan.session["unit"], workspace.config.ingest).figures
+        landmarks = told_landmarks(files, scan.session["unit"], scan.session.get("landmarks"))
+        if landmarks is not None:
+            figures = figures | {"landmarks": len(landmarks.known)}
     except ScanRejected as fault:
         faults = [str(fault)]
     inputs = {} if faults else dict(sorted(files.digests.items()))

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from pipeline.keys import subject_of
 from pipeline.register_config import RegisterConfig
 from pipeline.workspace import Workspace
+from registration.landmarks import Landmarks, landmarks_from_json
 from registration.mesh import Mesh, mesh_from_ply, mesh_to_ply
 from registration.pictures import to_png
 from registration.register_head import Registration, register_canonical, register_expression
@@ -28,6 +29,7 @@ def register_scan(
     seed: int = 0,
     start: NDArray[np.floating] | None = None,
     threads: int = 1,
+    landmarks: Landmarks | None = None,
 ) -> Registration:
     """Register one scan: from the template, or from the person's canonical registration where there is one.
 
@@ -39,14 +41,15 @@ def register_scan(
         seed: of the search for the head, which happens only where ``start`` leads to none.
         start: (4, 4) ``T_world_from_head`` where cleaning found the head.
         threads: for queries of the scan; the result does not depend on it.
+        landmarks: of the scan, world frame, mm.
 
     Raises:
         ScanRejected: no head is found, or its size contradicts the told unit.
     """
     lacks = (config.misfit_mm, config.misfit_range_mm)
     if canonical is None:
-        return register_canonical(clean, template, *lacks, seed, threads, start=start)
-    return register_expression(clean, canonical, template, *lacks, seed, threads, start=start)
+        return register_canonical(clean, template, *lacks, seed, threads, landmarks, start)
+    return register_expression(clean, canonical, template, *lacks, seed, threads, landmarks, start)
 
 
 def registration_to_files(registration: Registration, template: Template) -> dict[str, bytes]:
@@ -100,7 +103,11 @@ def run_register(workspace: Workspace, key: str) -> Manifest:
     cleaned = workspace.accepted("clean", key)
     clean = mesh_from_ply(workspace.read(cleaned, "mesh.ply"), f"clean/{key}/mesh.ply")
     start = np.array(cleaned.extra("T_world_from_head"), np.float64)
-    found = register_scan(clean, _canonical(workspace, key), template, config, workspace.seed("register", key), start)
+    landmarks = None
+    if "landmarks.json" in cleaned.outputs:
+        landmarks = landmarks_from_json(workspace.read(cleaned, "landmarks.json"), f"clean/{key}/landmarks.json")
+    seed = workspace.seed("register", key)
+    found = register_scan(clean, _canonical(workspace, key), template, config, seed, start, landmarks=landmarks)
     return workspace.commit(
         "register",
         key,

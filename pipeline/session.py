@@ -62,6 +62,9 @@ class Session(BaseModel):
     unit: Literal["mm", "cm", "m"] = "mm"
     canonical_expression: str
     licence: str | None = None
+    landmarks: str | None = Field(
+        default=None, max_length=200, description="file with landmarks, in the folder of each scan that has some"
+    )
     subjects: list[SubjectNote] = Field(max_length=MAX_SUBJECTS)
 
     @field_validator("captured_at")
