@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
+from pipeline.drift import drift
 from pipeline.keys import subject_of
 from pipeline.rejected import list_rejected
 from pipeline.report_page import (
@@ -77,6 +78,7 @@ def collect_report(workspace: Workspace, model_name: str) -> ReportInputs:
         evaluation_note=evaluation.get("protocol", ""),
         subjects=_subjects(workspace, book, subjects, evaluated, evaluation),
         subjects_left_out=max(0, len(subjects) - MOST_SUBJECTS),
+        drift=drift(book),
         footer=_footer(workspace, trained),
     )
 

@@ -13,6 +13,7 @@ import jinja2
 import numpy as np
 from PIL import Image
 
+from pipeline.drift import FIGURES, DriftRow
 from pipeline.report_charts import loss_charts
 from storage.errors import StorageConflict, one_line
 
@@ -109,6 +110,7 @@ class ReportInputs:
         evaluation_note: how it was measured.
         subjects: whose heads are shown.
         subjects_left_out: how many are not.
+        drift: quality figures by rig and month.
         footer: provenance, one line.
     """
 
@@ -122,6 +124,7 @@ class ReportInputs:
     evaluation_note: str = ""
     subjects: Sequence[Subject] = ()
     subjects_left_out: int = 0
+    drift: Sequence[DriftRow] = ()
     footer: str = ""
 
 
@@ -162,6 +165,7 @@ def build_report(inputs: ReportInputs) -> bytes:
         scan_evaluation=_scan_table([row for row in inputs.evaluation if row.key]),
         curves=loss_charts(inputs.curve),
         subjects=[_shown(subject) for subject in inputs.subjects],
+        drift=_drift_table(inputs.drift),
         quality={step: _quality(inputs.scans, step) for step in _in_order(scan.step for scan in inputs.scans)},
     )
     return page.encode()
@@ -266,6 +270,22 @@ def _quality(scans: Sequence[ScanFigures], step: str) -> dict[str, Any]:
                 "cells": [number_text(figures[name]) if name in figures else "–" for name in names],
             }
             for scan, figures in zip(rows, numbers, strict=True)
+        ],
+    }
+
+
+def _drift_table(rows: Sequence[DriftRow]) -> dict[str, Any]:
+    return {
+        "labels": [f"{_label(figure)}, {step}" for step, figure in FIGURES],
+        "rows": [
+            {
+                "rig": row.rig,
+                "month": row.month,
+                "scans": row.scans,
+                "rejected": f"{row.rejected_share:.0%}",
+                "cells": ["–" if median is None else number_text(median) for median in row.medians],
+            }
+            for row in rows
         ],
     }
 
