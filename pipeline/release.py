@@ -16,7 +16,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.release_build import holds_release, no_release
 from pipeline.release_config import Part
 from pipeline.release_contents import MODEL_FILES, MODEL_FOLDER
 from pipeline.release_documents import (
@@ -29,6 +28,8 @@ from pipeline.release_documents import (
     ReleasedSplits,
     ReleaseManifest,
     Split,
+    holds_release,
+    no_release,
     parse_document,
     read_document,
 )

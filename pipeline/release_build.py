@@ -32,7 +32,7 @@ from pipeline.release_words import write_datasheet
 from pipeline.snapshot import Snapshot, take_snapshot
 from pipeline.workspace import Workspace
 from storage.digest import digest_bytes
-from storage.errors import ConfigError, StorageConflict, one_line
+from storage.errors import ConfigError, one_line
 from storage.manifest import Output, describe
 from storage.store import Store
 
@@ -250,14 +250,3 @@ def _clashes(built: BuiltRelease, record: BuiltRelease) -> bool:
 def _stale(book: Snapshot, parts: Sequence[Part]) -> int:
     steps = {STEP_OF_PART[part] for part in parts}
     return sum(action.step in steps and book.manifest(action.step, action.key) is not None for action in plan(book))
-
-
-def holds_release(store: Store) -> bool:
-    """Whether a finished release lies in a store."""
-    return store.exists(MANIFEST_PATH)
-
-
-def no_release(store: Store) -> StorageConflict:
-    """The error of a reader who finds none."""
-    remedy = "build it again" if store.exists(UNFINISHED_PATH) else "check the path"
-    return StorageConflict(one_line("is no release", store.url, f"no {MANIFEST_PATH}", remedy))

@@ -174,3 +174,14 @@ def parse_document(kind: type[D], data: bytes, where: str) -> D:
 def unfinished_note(name: str, version: str) -> bytes:
     """What stands in ``unfinished.json``."""
     return canonical_json({"name": name, "version": version})
+
+
+def holds_release(store: Store) -> bool:
+    """Whether a finished release lies in a store."""
+    return store.exists(MANIFEST_PATH)
+
+
+def no_release(store: Store) -> StorageConflict:
+    """The error of a reader who finds none."""
+    remedy = "build it again" if store.exists(UNFINISHED_PATH) else "check the path"
+    return StorageConflict(one_line("is no release", store.url, f"no {MANIFEST_PATH}", remedy))

@@ -10,7 +10,6 @@ from itertools import count
 
 from pipeline.croissant import find_faults
 from pipeline.pseudonyms import is_pseudonym
-from pipeline.release_build import holds_release, no_release
 from pipeline.release_contents import MODEL_FOLDER
 from pipeline.release_documents import (
     CROISSANT_PATH,
@@ -22,6 +21,8 @@ from pipeline.release_documents import (
     ReleasedScans,
     ReleasedSplits,
     ReleaseManifest,
+    holds_release,
+    no_release,
     parse_document,
     read_document,
 )
