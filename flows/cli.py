@@ -17,7 +17,7 @@ from flows.commands import models, outside, release, steps, templates, workspace
 from flows.commands.upkeep import doctor, gc
 from flows.console import Exit, Output, Reply, write_error, write_reply
 from flows.logs import report_crashes
-from storage.errors import ConfigError, NphmError
+from storage.errors import ConfigError, NphmError, one_line
 
 app = App(
     name="nphm",
@@ -81,6 +81,12 @@ def run_command(tokens: Sequence[str]) -> Exit:
         return Exit.WRONG_USAGE
     except NphmError as error:
         write_error(str(error), output, Exit.FAILED)
+        return Exit.FAILED
+    except OSError as error:
+        remedy = "see that there is room and that it may be read and written ('nphm doctor'), then run again"
+        write_error(
+            one_line("could not read or write", error.filename or "the store", str(error), remedy), output, Exit.FAILED
+        )
         return Exit.FAILED
     except KeyboardInterrupt:
         write_error("stopped; the same command goes on where this one was", output, Exit.STOPPED)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import obstore
+from obstore.exceptions import BaseError
 
 from storage.errors import ConfigError, StorageConflict, one_line
 
@@ -264,32 +265,51 @@ class ObjectStore(Store):
         self.url = url
 
     def get(self, path: str) -> bytes:
-        return bytes(obstore.get(self.remote, check_path(path)).bytes())
+        with _as_os_error(self.url):
+            return bytes(obstore.get(self.remote, check_path(path)).bytes())
 
     def get_range(self, path: str, start: int, stop: int) -> bytes:
-        return bytes(obstore.get_range(self.remote, check_path(path), start=start, end=stop)) if stop > start else b""
+        if stop <= start:
+            return b""
+        with _as_os_error(self.url):
+            return bytes(obstore.get_range(self.remote, check_path(path), start=start, end=stop))
 
     def put(self, path: str, data: bytes) -> None:
-        obstore.put(self.remote, check_path(path), data)
+        with _as_os_error(self.url):
+            obstore.put(self.remote, check_path(path), data)
 
     def delete(self, path: str) -> None:
         if self.exists(path):
-            obstore.delete(self.remote, path)
+            with _as_os_error(self.url):
+                obstore.delete(self.remote, path)
 
     def stat(self, path: str) -> Stat | None:
         try:
-            return _stat_of(obstore.head(self.remote, check_path(path)))
+            with _as_os_error(self.url):
+                return _stat_of(obstore.head(self.remote, check_path(path)))
         except FileNotFoundError:
             return None
 
     def stats(self, folder: str = "") -> dict[str, Stat]:
         prefix = check_path(folder) if folder else None
-        found = {entry["path"]: _stat_of(entry) for batch in obstore.list(self.remote, prefix) for entry in batch}
+        with _as_os_error(self.url):
+            found = {entry["path"]: _stat_of(entry) for batch in obstore.list(self.remote, prefix) for entry in batch}
         return dict(sorted(found.items()))
 
     def get_many(self, paths: Iterable[str]) -> Iterator[bytes]:
         with ThreadPoolExecutor(_REQUESTS) as pool:  # requests wait on the network, not on this machine
             yield from pool.map(self.get, paths)
+
+
+@contextmanager
+def _as_os_error(url: str) -> Iterator[None]:
+    """Let a bucket that does not answer, or refuses, be an error of the kind that a disk's is: it may pass."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except BaseError as error:
+        raise OSError(f"{url}: {' '.join(str(error).split())[:300]}") from error
 
 
 def _stat_of(entry: Any) -> Stat:

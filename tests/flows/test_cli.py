@@ -16,6 +16,7 @@ from flows.console import Exit
 from pipeline.execute import execute
 from pipeline.ingest import ingest_session
 from pipeline.opening import open_workspace
+from storage.store import LocalStore
 from tests.flows.small_steps import STEPS
 
 LEAVES = [
@@ -91,6 +92,22 @@ def test_a_persons_word_is_kept(workspace, session, capsys):
     line[1] = "001/frown"
     assert run_command(line) == Exit.WRONG_USAGE
     assert "is no scan of this workspace" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("number", "told"), [(28, "No space left on device"), (30, "Read-only file system")])
+def test_a_full_disk_and_a_read_only_one_are_told_in_a_line(workspace, session, capsys, monkeypatch, number, told):
+    ingest_session(open_workspace(workspace), session)
+
+    def refuse(self, path, data):
+        raise OSError(number, told, path)
+
+    monkeypatch.setattr(LocalStore, "put", refuse)
+    line = ["judge", "001/smile", "reject", "--reason", "he blinked", "--by", "Ana", "-w", workspace]
+    assert run_command(line) == Exit.FAILED
+    said = capsys.readouterr().err
+    assert len(said.splitlines()) == 1
+    assert "could not read or write" in said
+    assert told in said
 
 
 def test_an_unforeseen_error_names_a_log_and_shows_no_traceback(nphm, tmp_path):

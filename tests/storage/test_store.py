@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from obstore.store import MemoryStore
+from obstore.store import MemoryStore, S3Store
 
 from storage.errors import ConfigError, StorageConflict
 from storage.store import LocalStore, ObjectStore, Store, check_path, open_store
@@ -168,3 +168,19 @@ def test_empty_folders_are_pruned(store, tmp_path):
     assert store.list() == ["ab/z"]
     if isinstance(store, LocalStore):
         assert sorted(entry.name for entry in store.root.iterdir()) == [".tmp", "ab"]
+
+
+def test_a_bucket_that_does_not_answer_is_an_error_of_the_system():
+    remote = S3Store(
+        "bucket",
+        endpoint="http://127.0.0.1:9",
+        access_key_id="x",
+        secret_access_key="x",
+        region="x",
+        client_options={"allow_http": True},
+        retry_config={"max_retries": 0},
+    )
+    store = ObjectStore(remote, "s3://bucket")
+    for call in (lambda: store.get("a"), lambda: store.put("a", b""), lambda: store.stat("a"), store.stats):
+        with pytest.raises(OSError, match="s3://bucket"):
+            call()
