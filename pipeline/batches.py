@@ -23,8 +23,8 @@ from pipeline.scan_rows import BlockCache, MemorySource, ScanSource, Shuffler
 from storage.digest import digest_json
 from storage.errors import ConfigError, one_line
 
-CACHE_MIB = 512
-"""How much of the stored (quantised) samples a loader keeps in memory."""
+CACHE_MIB = 256
+"""How much of the stored (quantised) samples a loader keeps in memory; a training has two loaders."""
 
 Batch = dict[str, NDArray]
 Prepare = Callable[[Batch], Batch]
