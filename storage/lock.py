@@ -21,7 +21,7 @@ from obstore.exceptions import AlreadyExistsError, PreconditionError
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from storage.errors import StorageConflict, one_line
-from storage.store import SCRATCH, LocalStore, ObjectStore, Stat, Store
+from storage.store import SCRATCH, LocalStore, ObjectStore, Stat, Store, as_os_error
 
 FOLDER = "locks"
 TTL_SECONDS = 120.0
@@ -119,7 +119,7 @@ def hold(store: Store, name: str, what: str, *, run: str = "", wait_seconds: flo
         while not done.wait(RENEW_SECONDS):
             try:
                 lock.renew()
-            except (OSError, obstore.exceptions.BaseError):
+            except OSError:
                 continue  # a store that is cut off for a while; the note's end tells whether it was for too long
 
     thread = threading.Thread(target=renew, name=f"lock {name}", daemon=True)
@@ -182,13 +182,14 @@ def _read(store: Store, path: str) -> tuple[Stat | None, Owner | None]:
 def _swap(store: Store, path: str, data: bytes, version: Stat | None) -> bool:
     """Write an object if what lies there is still of that version, None being nothing; whether it was written."""
     if isinstance(store, ObjectStore):
-        try:
-            if version is None:
-                obstore.put(store.remote, path, data, mode="create")
-            else:
-                obstore.put(store.remote, path, data, mode={"e_tag": version.version})
-        except (AlreadyExistsError, PreconditionError):
-            return False
+        with as_os_error(store.url):
+            try:
+                if version is None:
+                    obstore.put(store.remote, path, data, mode="create")
+                else:
+                    obstore.put(store.remote, path, data, mode={"e_tag": version.version})
+            except (AlreadyExistsError, PreconditionError):
+                return False
         return True
     assert isinstance(store, LocalStore)
     guard = store.root / SCRATCH / f"{path.replace('/', '.')}.guard"

@@ -265,34 +265,34 @@ class ObjectStore(Store):
         self.url = url
 
     def get(self, path: str) -> bytes:
-        with _as_os_error(self.url):
+        with as_os_error(self.url):
             return bytes(obstore.get(self.remote, check_path(path)).bytes())
 
     def get_range(self, path: str, start: int, stop: int) -> bytes:
         if stop <= start:
             return b""
-        with _as_os_error(self.url):
+        with as_os_error(self.url):
             return bytes(obstore.get_range(self.remote, check_path(path), start=start, end=stop))
 
     def put(self, path: str, data: bytes) -> None:
-        with _as_os_error(self.url):
+        with as_os_error(self.url):
             obstore.put(self.remote, check_path(path), data)
 
     def delete(self, path: str) -> None:
         if self.exists(path):
-            with _as_os_error(self.url):
+            with as_os_error(self.url):
                 obstore.delete(self.remote, path)
 
     def stat(self, path: str) -> Stat | None:
         try:
-            with _as_os_error(self.url):
+            with as_os_error(self.url):
                 return _stat_of(obstore.head(self.remote, check_path(path)))
         except FileNotFoundError:
             return None
 
     def stats(self, folder: str = "") -> dict[str, Stat]:
         prefix = check_path(folder) if folder else None
-        with _as_os_error(self.url):
+        with as_os_error(self.url):
             found = {entry["path"]: _stat_of(entry) for batch in obstore.list(self.remote, prefix) for entry in batch}
         return dict(sorted(found.items()))
 
@@ -302,7 +302,7 @@ class ObjectStore(Store):
 
 
 @contextmanager
-def _as_os_error(url: str) -> Iterator[None]:
+def as_os_error(url: str) -> Iterator[None]:
     """Let a bucket that does not answer, or refuses, be an error of the kind that a disk's is: it may pass."""
     try:
         yield

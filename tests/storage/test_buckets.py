@@ -11,6 +11,7 @@ from moto.server import ThreadedMotoServer
 
 from storage.digest import digest_bytes
 from storage.errors import StorageConflict
+from storage.lock import hold, read_owners
 from storage.manifest import Manifest, Output, commit, describe, find_damage, read_manifest, read_output, withdraw
 from storage.quantise import Column
 from storage.shards import CHUNK_ROWS, GroupReader, encode_group
@@ -101,3 +102,14 @@ def test_shards_are_read_by_ranges_and_damage_is_named(bucket: Store) -> None:
     bucket.put("g/position/c/0/0", bytes(shard))
     with pytest.raises(StorageConflict, match=r"s3://.*/g/position/c/0/0: shard is damaged"):
         GroupReader(bucket, "g", files, COLUMNS).read("position")
+
+
+def test_a_lock_has_one_owner(bucket: Store) -> None:
+    with hold(bucket, "run", "a test") as held:
+        held.renew()
+        held.check()
+        with pytest.raises(StorageConflict, match="is in use"), hold(bucket, "run", "another"):
+            pass
+    assert read_owners(bucket) == {}
+    with hold(bucket, "run", "another"):
+        assert read_owners(bucket)["run"].what == "another"
