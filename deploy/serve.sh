@@ -26,8 +26,8 @@ prefect="$PWD/.venv/bin/prefect"
 [ -x "$prefect" ] || prefect="$(command -v prefect)" || { echo "serve.sh: prefect is not installed; run 'make setup'" >&2; exit 1; }
 mkdir -p "$home"
 export PREFECT_HOME="$home/prefect" PREFECT_API_URL="http://127.0.0.1:$port/api" PREFECT_SERVER_ANALYTICS_ENABLED=false
-# A run whose process was killed must not keep the others waiting.
-export PREFECT_FLOWS_HEARTBEAT_FREQUENCY=30
+# A run whose process was killed gives its place to the next one after this many seconds, rather than after five minutes.
+export PREFECT_SERVER_CONCURRENCY_INITIAL_DEPLOYMENT_LEASE_DURATION=60
 
 server="" children=()
 alive() { kill -0 "$@" 2>/dev/null; }
