@@ -37,6 +37,9 @@ class IngestConfig(BaseModel):
     min_views: int = Field(default=3, ge=2, description="fewest depth frames or view clouds with content")
     min_points: int = Field(default=50, ge=1, description="fewest points of a view that counts as one")
     max_empty_share: float = Field(default=0.49, ge=0, lt=1, description="share of the views that may be empty")
+    max_unused_share: float = Field(
+        default=0.1, ge=0, le=1, description="share of a fused mesh's vertices that may belong to no face"
+    )
     depth_range_mm: tuple[float, float] = Field(
         default=(150.0, 4000.0), description="median depth of a scan that a head rig can have, mm"
     )
@@ -166,6 +169,11 @@ def _read_fused_mesh(files: RawFiles, key: str, unit: str, config: IngestConfig)
         raise ScanRejected(one_line("mesh is empty", where, why, "export the scan again"))
     if not len(mesh.faces):
         raise ScanRejected(one_line("mesh has no faces", where, "", "fuse the scan, or hand it over as view_clouds"))
+    used = np.zeros(len(mesh.vertices), bool)
+    used[mesh.faces] = True
+    if (~used).mean() > config.max_unused_share:
+        why = f"{(~used).mean():.0%} of its vertices belong to no face, at most {config.max_unused_share:.0%} may"
+        raise ScanRejected(one_line("mesh lacks faces", where, why, "copy or export the scan again"))
     _check_extent(mesh.vertices, unit, where, config)
     _check_place(mesh.vertices, unit, where)
     figures = {

@@ -70,6 +70,13 @@ def read_obj(data: bytes, where: str) -> ObjGeometry:
     if len(outside):
         why = f"a face names vertex {int(outside[0]) + 1} of {len(table)}"
         raise ScanRejected(one_line("OBJ faces are damaged", where, why, "copy or export it again"))
+    if (
+        data[-1:] not in b"\r\n"
+        and corners.size
+        and (unused := len(table) - len(np.unique(corners))) > 0.005 * len(table)
+    ):
+        why = f"it ends within a line, and {unused} of {len(table)} vertices belong to no face"
+        raise ScanRejected(one_line("OBJ file is truncated", where, why, "copy it again, or end it with a line end"))
     colors = table[:, 3:6] if table.shape[1] >= 6 else None
     if colors is not None and colors.max() > 1:
         colors = colors / 255

@@ -533,6 +533,15 @@ def test_a_mesh_without_faces(workspace, make_session):
     )
 
 
+def test_a_mesh_that_lost_its_faces(workspace, make_session):
+    session = make_session(layout="fused_mesh")
+    mesh_with(session, lambda columns, faces: (columns, faces[: len(faces) * 4 // 5]))
+    assert only_line(workspace, session) == (
+        "001/smile/scan.ply: mesh lacks faces (20% of its vertices belong to no face, at most 10% may); "
+        "copy or export the scan again"
+    )
+
+
 def test_a_vertex_far_away(workspace, make_session):
     def throw(columns, faces):
         columns["x"][7] = 3e9

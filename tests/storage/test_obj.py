@@ -112,6 +112,10 @@ def test_reads_as_a_plain_reader_does(seed: int, at_a_time: int) -> None:
         (b"v 0 0 0\nf 1 nan 1\n", "line 2 names vertex nan"),
         (b"v 0 0 0\nf 1 1.5 1\n", "line 2 names vertex 1.5"),
         (b"v 0 0 0\nf 1 x 1\n", "'x' is no number, in line 2"),
+        (
+            b"v 0 0 0\nv 1 0 0\nv 1 1 0\nv 0 1 0\nf 1 2 3\nf 1 3",
+            "OBJ file is truncated (it ends within a line, and 1 of 4",
+        ),
         (b"v 1\0 2 3\n", "binary"),
         (b"v 1 2 3\n" * 9000 + b"\0", "binary"),
         (bytes(range(256)) * 9, "binary"),
