@@ -49,7 +49,7 @@ from pipeline.config import preset_config
 
 THREADS = 2
 POINTS = 200_000
-PLAIN_CHUNK = 2000
+PLAIN_CHUNK = 512
 NEAR_MM = 10.0
 BIG = 1_000_000
 
@@ -174,7 +174,7 @@ def mixed_points(data: Set, count: int) -> tuple[Tensor, Tensor]:
 
 
 def chunks(points: Tensor, index: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """What the plain evaluation can hold in memory, in turn; this size was the fastest."""
+    """Parts for the plain evaluation, of the size at which it was the fastest of 64 to 2,000."""
     return zip(points.split(PLAIN_CHUNK), index.split(PLAIN_CHUNK), strict=True)
 
 
@@ -312,7 +312,7 @@ def stage2_rows(config: TrainingConfig, model: TrainedModel, data: Set, repeats:
     return {"stage2_speed": least["plain"] / least["ours"]}
 
 
-def stage2_time(work: Path, config: TrainingConfig, data: Set, model: TrainedModel, minutes: float) -> dict[str, float]:
+def stage2_time(config: TrainingConfig, data: Set, model: TrainedModel, minutes: float) -> dict[str, float]:
     """Time of our own preset's stage 2 until it has the plain paper-size one's error, over that one's time.
 
     The error is that of the registrations' vertices, which were never samples. Both start from nothing over the same
@@ -384,10 +384,10 @@ def forward_memory(weights: Path, config: TrainingConfig, data: Set) -> None:
     model = new_model(config, data.data, 0)
     model.restore(decode(weights.read_bytes())[0])
     points, index = mixed_points(data, 20_000)
-    many = points.repeat(BIG // len(points), 1)
+    times = BIG // len(points)
     with torch.no_grad():
         prepared = model.identity.prepare(model.identity_codes.codes.detach())
-        model.identity.sdf(prepared, many, index.repeat(BIG // len(points)))
+        model.identity.sdf(prepared, points.repeat(times, 1), index.repeat(times))
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 
 
@@ -397,8 +397,11 @@ def speed_rows(args: argparse.Namespace) -> dict[str, float]:
         args.work, "speed", subjects=2 if args.quick else 6, expressions=2 if args.quick else 4, url=args.workspace
     )
     paper = preset_config("paper").train
+    if args.quick:
+        few = {"subjects_per_step": 2, "surface_points": 100, "near_points": 100, "space_points": 25}
+        paper = paper.model_copy(update=few | {"scans_per_step": 4, "pair_points": 200})
     data = data.with_batches(paper)
-    minutes = args.train_minutes if args.train_minutes is not None else (0.3 if args.quick else 10.0)
+    minutes = args.train_minutes if args.train_minutes is not None else (0.05 if args.quick else 10.0)
     config = paper.training.model_copy(update={"threads": THREADS})
     weights = args.work / "rows" / f"paper-weights-{data.digest}-{minutes:g}.safetensors"
     model = new_model(config, data.data, 0)
@@ -410,16 +413,23 @@ def speed_rows(args: argparse.Namespace) -> dict[str, float]:
     if args.memory:
         forward_memory(weights, config, data)
         sys.exit(0)
-    repeats = 3 if args.quick else 7
+    repeats = 2 if args.quick else 7
     with fixed_threads(THREADS):
-        figures = forward_rows(model, data, 20_000 if args.quick else POINTS, repeats)
-        figures |= stage1_rows(config, model, data, 900 if args.quick else 3600, repeats)
-        figures |= stage2_rows(config, model, data, repeats)
-        figures |= stage2_time(args.work, config, data, model, 0.3 if args.quick else 5.0)
+        figures = shown(forward_rows(model, data, 8000 if args.quick else POINTS, repeats))
+        figures |= shown(stage1_rows(config, model, data, 400 if args.quick else 3600, repeats))
+        figures |= shown(stage2_rows(config, model, data, repeats))
+        figures |= shown(stage2_time(config, data, model, 0.05 if args.quick else 5.0))
     call = [sys.executable, __file__, "--memory", "--work", str(args.work), "--train-minutes", str(minutes)]
     call += ["--quick"] * args.quick + (["--workspace", args.workspace] if args.workspace else [])
     told = subprocess.run(call, check=True, capture_output=True, text=True).stdout
-    return figures | {"peak_mib": float(told.split()[-1])}
+    return figures | shown({"peak_mib": float(told.split()[-1])})
+
+
+def shown(figures: dict[str, float]) -> dict[str, float]:
+    """Print figures as soon as they are known."""
+    for name, value in figures.items():
+        print(f"{name:40s} {value:12.4f}", flush=True)
+    return figures
 
 
 def main() -> None:
@@ -439,11 +449,9 @@ def main() -> None:
     if "speed" in rows:
         figures |= speed_rows(args)
     if "quality" in rows:
-        figures |= quality_rows(args.work, args.quick)
+        figures |= shown(quality_rows(args.work, args.quick))
     if "ablations" in rows:
-        figures |= ablation_rows(args.work, args.quick, args.train_minutes)
-    for name, value in figures.items():
-        print(f"{name:40s} {value:12.4f}")
+        figures |= shown(ablation_rows(args.work, args.quick, args.train_minutes))
     if args.json:
         args.json.write_text(json.dumps(figures, indent=1))
 

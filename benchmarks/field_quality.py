@@ -53,8 +53,13 @@ VIEWS = ((FRONT, 0.0), (LEFT / 2, 0.0), (LEFT, 0.0), (BACK, 20.0))
 THREADS = 2
 
 
-def make_workspace(work: Path, name: str, subjects: int, expressions: int, preset: str) -> tuple[Workspace, Path]:
-    """A workspace of fused scans, sampled; and the folder with their truth. Both are made once."""
+def make_workspace(
+    work: Path, name: str, subjects: int, expressions: int, preset: str, steps: tuple[int, int] | None = None
+) -> tuple[Workspace, Path]:
+    """A workspace of fused scans, sampled; and the folder with their truth. Both are made once.
+
+    Training takes the preset's steps, or those given.
+    """
     captures = work / f"field-captures-{subjects}x{expressions}"
     if not (captures / "complete").exists():
         told = ["--subjects", str(subjects), "--expressions", ",".join(EXPRESSIONS[:expressions]), "--format", "mesh"]
@@ -68,6 +73,8 @@ def make_workspace(work: Path, name: str, subjects: int, expressions: int, prese
         nphm("init", url, "--preset", preset, "--template", template)
         config = tomllib.loads((url / "pipeline.toml").read_text())
         config["splits"]["held_out"] = 0.0
+        for stage, count in zip(("stage1", "stage2"), steps or (), strict=False):
+            config["train"]["training"][stage]["steps"] = count
         (url / "pipeline.toml").write_text(tomli_w.dumps(config))
     nphm("ingest", captures / "session", "-w", url)
     nphm("run", "-w", url, "--until", "sample")
@@ -245,7 +252,8 @@ def kept(path: Path, make: Callable[[], Any]) -> Any:
 def quality_rows(work: Path, quick: bool) -> dict[str, float]:
     """Train the `small` preset (`demo` if quick) and hold its heads against the truth."""
     preset, subjects, expressions = ("demo", 2, 2) if quick else ("small", 24, 6)
-    workspace, captures = make_workspace(work, "quality", subjects, expressions, preset)
+    steps = (100, 60) if quick else None
+    workspace, captures = make_workspace(work, "quality", subjects, expressions, preset, steps)
     start = time.perf_counter()
     nphm("train", "-w", workspace.url)
     seconds = time.perf_counter() - start
