@@ -86,7 +86,7 @@ def test_reads_as_a_plain_reader_does(seed: int, at_a_time: int) -> None:
         face = "f " + " ".join(f"{c}{ends}" for c in rng.choice([1, 2, 6, -1, -6], size))
         other = ["vt 0 1", "vn 0 0 1", "", "# v 1 2 3", "v 1 2 3 # 4", "g f 1"][rng.integers(6)]
         lines += [face, other]
-    data = "\n".join(lines).encode()
+    data = "\n".join([*lines, ""]).encode()
     before, obj.LINES_AT_A_TIME = obj.LINES_AT_A_TIME, at_a_time
     found = read_obj(data, "x")
     obj.LINES_AT_A_TIME = before
