@@ -47,7 +47,6 @@ from model.trained_model import TrainedModel, new_model
 from model.units import MM_PER_UNIT, to_units
 from pipeline.config import preset_config
 
-THREADS = 2
 POINTS = 200_000
 PLAIN_CHUNK = 512
 NEAR_MM = 10.0
@@ -402,7 +401,7 @@ def speed_rows(args: argparse.Namespace) -> dict[str, float]:
         paper = paper.model_copy(update=few | {"scans_per_step": 4, "pair_points": 200})
     data = data.with_batches(paper)
     minutes = args.train_minutes if args.train_minutes is not None else (0.05 if args.quick else 10.0)
-    config = paper.training.model_copy(update={"threads": THREADS})
+    config = paper.training.model_copy(update={"threads": args.threads})
     weights = args.work / "rows" / f"paper-weights-{data.digest}-{minutes:g}.safetensors"
     model = new_model(config, data.data, 0)
     if not weights.exists():
@@ -414,7 +413,7 @@ def speed_rows(args: argparse.Namespace) -> dict[str, float]:
         forward_memory(weights, config, data)
         sys.exit(0)
     repeats = 2 if args.quick else 7
-    with fixed_threads(THREADS):
+    with fixed_threads(args.threads):
         figures = shown(forward_rows(model, data, 8000 if args.quick else POINTS, repeats))
         figures |= shown(stage1_rows(config, model, data, 400 if args.quick else 3600, repeats))
         figures |= shown(stage2_rows(config, model, data, repeats))
@@ -442,6 +441,7 @@ def main() -> None:
     parser.add_argument("--ablations", action="store_true", help="the table of ablations alone")
     parser.add_argument("--train-minutes", type=float, help="of the paper-size weights, or of each ablation")
     parser.add_argument("--workspace", help="take the speed rows' samples from this workspace")
+    parser.add_argument("--threads", type=int, default=2, help="of the speed rows; one where others use the cores")
     parser.add_argument("--memory", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     rows = ["ablations"] if args.ablations else args.rows.split(",")

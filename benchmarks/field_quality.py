@@ -147,7 +147,7 @@ def train_for(config: TrainingConfig, model: TrainedModel, data: TrainingSet, mi
 
     A few steps tell how many the schedule can have; they are undone.
     """
-    with fixed_threads(THREADS):
+    with fixed_threads(config.threads):
         before = {name: tensor.clone() for name, tensor in model.tensors().items()}
         steps = _train_stage1(config, model, data, 5, math.inf, seed)
         each = steps[1] / max(steps[0], 1)
