@@ -32,6 +32,7 @@ from types import FrameType
 
 import numpy as np
 from scipy.spatial import cKDTree
+from scipy.spatial.transform import Rotation
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # before this folder, whose files are named like packages
@@ -172,7 +173,20 @@ def take(workspace: Workspace, session: Path) -> tuple[str, str, Mesh | None]:
 
 
 def distance_mm(one: Mesh, other: Mesh) -> float:
-    """95th percentile of the distance between two surfaces' vertices, the worse of both directions."""
+    """95th percentile of the distance between two surfaces' vertices, the worse of both directions.
+
+    One rigid motion is taken out first: told poses fix the world to some millimetres alone, and a changed one moves it.
+    """
+    tree = cKDTree(other.vertices)
+    points = one.vertices[::7].astype(np.float64)
+    moved = points
+    for _ in range(15):
+        distance, nearest = tree.query(moved)
+        near = distance <= np.percentile(distance, 80)
+        here, there = points[near], other.vertices[nearest[near]]
+        rotation, _ = Rotation.align_vectors(there - there.mean(0), here - here.mean(0))
+        moved = rotation.apply(points - here.mean(0)) + there.mean(0)
+    one = Mesh.of(rotation.apply(one.vertices - here.mean(0)) + there.mean(0), one.faces)
     pairs = ((one.vertices[::7], other.vertices), (other.vertices[::7], one.vertices))
     return max(float(np.percentile(cKDTree(there).query(here)[0], 95)) for here, there in pairs)
 
