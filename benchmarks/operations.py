@@ -39,6 +39,7 @@ from benchmarks.operation_steps import STEPS
 from pipeline.config import preset_config
 from pipeline.ingest import ingest_session
 from pipeline.opening import create_workspace, open_workspace
+from pipeline.pseudonyms import Pseudonyms
 from pipeline.rejected import list_rejected
 from pipeline.release_build import build_release
 from pipeline.rig import RigConfig, simulate
@@ -272,7 +273,9 @@ def days(work: Path, quick: bool) -> dict[str, float]:
     built = build_release(workspace, "1.0.0", open_store(str(work / "days-release")), ("clean",))
     rejected = Counter(line["key"] for line in list_rejected(take_snapshot(workspace)))
     # A withdrawn subject's scans are looked for first: of them nothing else may be told.
-    fates = Counter(dict.fromkeys(built.scans, 1)) + rejected
+    names = Pseudonyms.of(workspace.store)
+    keys = {names.scan(key): key for key in delivered}
+    fates = Counter(keys[scan] for scan in built.scans) + rejected
     once = 0
     for key in delivered:
         gone = key.split("/")[0] in withdrawn
