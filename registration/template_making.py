@@ -22,6 +22,8 @@ from storage.errors import ConfigError, one_line
 
 LARGEST_MISFIT_MM = 20.0
 """Root mean square distance of a head's landmarks to another's, beyond which their order must be wrong."""
+INNER_PART_MM = 30.0
+"""Loose parts so near the landmarks of eyes or mouth are eyeballs or teeth; others, such as hair, keep their place."""
 THROAT_BELOW_CHIN_MM = 22.0
 """Height of the throat's plane, unless the mesh ends above it."""
 
@@ -90,7 +92,8 @@ def make_template(
     to_eyes, to_mouth = (
         np.atleast_1d(cKDTree(marks[part]).query(placed)[0]) for part in (slice(36, 48), slice(48, 68))
     )
-    regions[~skin] = np.where(to_eyes < to_mouth, EYES, LIPS)[~skin]
+    inner = ~skin & (np.minimum(to_eyes, to_mouth) < INNER_PART_MM)
+    regions[inner] = np.where(to_eyes < to_mouth, EYES, LIPS)[inner]
     made = Template(
         name=name,
         mesh=Mesh.of(placed, faces),
