@@ -250,7 +250,7 @@ def _observe(name: str, scan: _Found, head: HeadModel, config: ScanFitConfig) ->
 def _carry_template(head: HeadModel, identity: NDArray[np.float32], seed: int) -> NDArray[np.float64]:
     """The template's vertices (n, 3) on the person's canonical head, head frame, mm."""
     canonical = head.mesh(identity, resolution=_COARSE_TEMPLATE_CELLS)
-    registered = register_canonical(canonical, head.template, seed)
+    registered = register_canonical(canonical, head.template, seed=seed, start=np.eye(4))
     return transform_points(registered.T_world_from_head, registered.vertices_head_mm)
 
 

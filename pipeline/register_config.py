@@ -26,7 +26,7 @@ class RegisterThresholds(BaseModel):
 
     max_face_median_mm: float = Field(default=0.8, gt=0, description="median distance of the face to the scan, mm")
     max_face_p95_mm: float = Field(default=2.0, gt=0, description="95 % of the same, mm")
-    min_face_observed: float = Field(default=0.5, ge=0, le=1, description="share of the face that the scan shows")
+    min_face_observed: float = Field(default=0.35, ge=0, le=1, description="share of the face that the scan shows")
     max_fit_cost: float = Field(default=0.45, gt=0, le=1, description="loss of the linear fit; 1 is no match at all")
     max_flipped_share: float = Field(default=0.02, ge=0, le=1, description="face triangles turned over")
     max_stretched_share: float = Field(default=0.05, ge=0, le=1, description="face edges over 3 times or under a third")

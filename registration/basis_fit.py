@@ -157,7 +157,7 @@ class BasisFit:
         T_scan_from_head: (4, 4) rigid.
         coefficients: (k,).
         offset_mm: (s,) the misfit along the normals of the linear shape, at the vertices that carry the fit.
-        cost: from 0 to 1, mean loss over the weighted vertices that nothing covers; an unmatched vertex costs 1.
+        cost: from 0 to 1, mean loss over the weighted vertices that were seen; an unmatched one costs 1.
     """
 
     T_scan_from_head: NDArray[np.float64]
@@ -182,7 +182,7 @@ def fit_basis(
         misfit: what the model is expected to lack, and the scan's noise.
         start: where to begin.
         pins: landmarks of the scan, where some are known.
-        skin: (v,) which vertices of the scan are skin; all by default. What is covered neither pulls nor costs.
+        skin: (v,) which vertices of the scan are skin; all by default. What wasn't seen neither pulls nor costs.
     """
     T, c, offset, cost = start.T_scan_from_head, start.coefficients, start.offset_mm, start.cost
     basis = np.ascontiguousarray(model.basis[:, misfit.pick])
@@ -196,7 +196,7 @@ def fit_basis(
             found = match(scan, placed, facing, stage.gate_mm, stage.least_cosine, skin)
             residual = ((found.points - placed) * found.normals).sum(1)
             kept = stage.robust_mm**2 / (stage.robust_mm**2 + residual**2)
-            told = misfit.weights * ~found.covered
+            told = misfit.weights * ~found.unseen
             cost = float(((1 - found.weights * kept) * told).sum() / max(told.sum(), 1e-9))
             weight = misfit.weights * found.weights * kept**2
             good = np.flatnonzero(weight > 1e-3)

@@ -19,14 +19,15 @@ class Matches:
         normals: (n, 3) float64 the scan's, out of the surface.
         distance_mm: (n,) float64.
         weights: (n,) float64 from 0 (no match) to 1.
-        covered: (n,) bool, where the nearest place is no skin: what lies beneath was not seen.
+        unseen: (n,) bool, where the nearest place is no skin, filled in, or the scan's open edge: what is there is
+            not known, so that a missing match says nothing against the fit.
     """
 
     points: NDArray[np.float64]
     normals: NDArray[np.float64]
     distance_mm: NDArray[np.float64]
     weights: NDArray[np.float64]
-    covered: NDArray[np.bool_]
+    unseen: NDArray[np.bool_]
 
 
 def match(
@@ -52,12 +53,11 @@ def match(
     facing = (normal * normals).sum(1)
     weights = np.clip((facing - least_cosine) / (1 - least_cosine) * 2, 0, 1)
     weights[found.distance_mm > gate_mm] = 0
-    weights[scan.on_boundary(found.faces, found.bary)] = 0
+    unseen = scan.on_boundary(found.faces, found.bary)
     if "observed" in scan.mesh.attributes:
         seen = scan.interpolate(scan.mesh.attributes["observed"].astype(np.float64), found.faces, found.bary)
-        weights[seen < 0.999] = 0
-    covered = np.zeros(len(weights), bool)
+        unseen |= seen < 0.999
     if skin is not None:
-        covered = scan.interpolate(skin.astype(np.float64), found.faces, found.bary) < 0.5
-        weights[covered] = 0
-    return Matches(found.points, normal, found.distance_mm, weights, covered)
+        unseen |= scan.interpolate(skin.astype(np.float64), found.faces, found.bary) < 0.5
+    weights[unseen] = 0
+    return Matches(found.points, normal, found.distance_mm, weights, unseen)

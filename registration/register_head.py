@@ -280,7 +280,6 @@ def _finish(task: _Task, alignment: Alignment, found: _LinearFit) -> Registratio
     residual = np.where(observed, matches.distance_mm, np.nan)
     vertices = transform_points(np.linalg.inv(T), placed)
     figures: dict[str, Any] = {"align_score": alignment.score, "fit_cost": found.fit.cost, **found.figures}
-    figures["face_covered"] = float((matches.covered & (matches.distance_mm < 15.0))[template.face_mask].mean())
     figures |= region_figures(template, residual, observed) | mesh_figures(template, found.shape, vertices)
     if task.landmarks is not None and len(task.landmarks.known):
         away = task.landmarks.points_mm - placed[template.landmarks]

@@ -122,18 +122,19 @@ def smooth_modes(
     control = _spread(places, controls)
     mirrored = control * [-1.0, 1.0, 1.0]
 
-    def kernel(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
-        square = cdist(a, b, "sqeuclidean")
-        return np.asarray(sum(spread**2 * np.exp(-0.5 * square / reach**2) for spread, reach in scales))
+    def kernel(square: NDArray[np.floating]) -> NDArray[np.floating]:
+        return np.asarray(sum(spread**2 * np.exp(-0.5 / reach**2 * square) for spread, reach in scales))
 
-    near, across = kernel(places, control), kernel(places, mirrored)
-    near_control, across_control = kernel(control, control), kernel(control, mirrored)
+    # What is only multiplied later needs no double precision; what is decomposed does.
+    near, across = (kernel(cdist(places, to, "sqeuclidean").astype(np.float32)) for to in (control, mirrored))
+    near_control, across_control = (kernel(cdist(control, to, "sqeuclidean")) for to in (control, mirrored))
     fields: dict[int, NDArray[np.float64]] = {}
     for sign in (1, -1):
         value, vector = np.linalg.eigh(0.5 * (near_control + sign * across_control))
         kept = np.argsort(-value)[:count]
         kept = kept[value[kept] > 1e-6 * value.max()]
-        fields[sign] = 0.5 * (near + sign * across) @ (vector[:, kept] / np.sqrt(value[kept]))
+        spread = (0.5 * vector[:, kept] / np.sqrt(value[kept])).astype(np.float32)
+        fields[sign] = np.asarray((near + sign * across) @ spread, np.float64)
     modes = []
     for axis in range(3):
         for sign in (1, -1):
