@@ -30,7 +30,10 @@ LEAST_MEMORY_BYTES = 4 * 1024**3
 _PROBE_SECONDS = 120
 _PROBES = {
     "open3d": ("import open3d; print(open3d.__version__)", "install the Debian package of the library that it names"),
-    "pymeshlab": ("import pymeshlab; print(pymeshlab.__version__)", "install libegl1 and libgl1"),
+    "pymeshlab": (
+        "import importlib.metadata, pymeshlab; print(importlib.metadata.version('pymeshlab'))",
+        "install the Debian packages libegl1 and libgl1",
+    ),
     "torch": (
         "import torch; gpu = torch.cuda.is_available();"
         " print(torch.__version__, torch.cuda.get_device_name() if gpu else 'no GPU')",
