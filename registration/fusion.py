@@ -277,6 +277,11 @@ def fuse_blocks(  # type: ignore[no-untyped-def]
             if mean < 0 and through[e] > used:
                 mean = truncation_mm
             elif mean > 0 and within[e] > 4.0 * used:
-                mean = -truncation_mm
+                # A stray view beneath a surface stands alone; two that agree have seen into a narrow gap.
+                agree = 0
+                for k in range(n):
+                    agree += abs(distances[e, k] - mean) < soft
+                if agree < 2:
+                    mean = -truncation_mm
             i, j, k = e // (BLOCK * BLOCK), e // BLOCK % BLOCK, e % BLOCK
             values[blocks[b, 0] * BLOCK + i, blocks[b, 1] * BLOCK + j, blocks[b, 2] * BLOCK + k] = mean
