@@ -2,7 +2,8 @@
 
     torchrun --nproc-per-node 8 -m pipeline.train_processes WORKSPACE
 
-Every process reads the samples and sees its own lines of each batch; the first one saves and publishes. The model is
+Where that model stands already there is nothing to do; evaluation and report are for ``nphm run`` afterwards. Every
+process reads the samples and sees its own lines of each batch; the first one saves and publishes. The model is
 the one that ``nphm train`` would make, but for the order of sums. A worker that dies takes the others with it;
 ``torchrun --max-restarts N`` starts them again, and they go on from the last checkpoint.
 """
@@ -15,6 +16,7 @@ import sys
 from model.processes import join, leave
 from pipeline.inputs import model_name
 from pipeline.opening import open_workspace
+from pipeline.planner import decide
 from pipeline.train import run_train_together
 from storage.errors import NphmError, one_line
 
@@ -34,7 +36,9 @@ def main(words: list[str]) -> int:
         processes, device = join(rank, world, local)
         try:
             workspace = open_workspace(words[0])
-            run_train_together(workspace, model_name(workspace), processes, device)
+            key = model_name(workspace)
+            if decide(workspace, workspace.steps["train"], key) is not None:
+                run_train_together(workspace, key, processes, device)
         finally:
             leave()
     except NphmError as error:
