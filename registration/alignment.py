@@ -24,7 +24,8 @@ from registration.pose_search import correlate
 from registration.search_model import Candidate, SearchModel, ThinScan, agreement, head_score, refine
 from registration.template import Template
 
-SETTLING_GATES_MM = (8.0, 8.0, 7.0, 7.0, 6.0, 6.0, 5.0, 5.0, 5.0, 5.0)
+SETTLING_GATES_MM = (*(20.0,) * 3, *(15.0,) * 3, *(12.0,) * 3, *(10.0,) * 3, *(8.0,) * 3, 6.0, 6.0, 6.0, 5.0, 5.0)
+"""Wide at first: with all its modes a head settles where it could not with few, and a wrong place does not."""
 ACCEPT_SCORE = 0.44
 """Least score of a head.
 
@@ -195,7 +196,7 @@ def _settle(
     for candidate in candidates:
         refine(candidate, fine, model, (8, 8, 6, 6, 5, 5), model.few)
         candidate.score = agreement(candidate, fine, model, 3.0, 20.0)
-    candidates = _distinct(candidates, 2)
+    candidates = _distinct(candidates, 4)
     for candidate in candidates:
         refine(candidate, fine, model, SETTLING_GATES_MM, len(model.basis))
         candidate.score = head_score(candidate, fine, model)
