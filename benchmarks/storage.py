@@ -504,7 +504,7 @@ def measure_kills(bench: Bench) -> Row:
             whole += is_whole(workspace, keys)
             forker.finish(key)
             equal += samples_in(workspace) == want
-    return {"kills": kills, "kills_equal_of_50": equal * 50 / kills, "kills_left_whole": whole}
+    return {"kills": kills, "kills_equal_of_50": float(equal), "kills_left_whole": whole}
 
 
 class Forker:
@@ -618,7 +618,7 @@ def measure_flips(bench: Bench) -> Row:
     newest = [path for path in kept._store.list() if path.endswith(".safetensors")][-1:]
     found["checkpoint"] = flip(kept._store, newest, turns, rng, lambda path: refused(kept.newest, path))
     row = {f"flips_found_{name}_of_{turns}": float(count) for name, count in found.items()}
-    return row | {"flips_found_of_150": sum(found.values()) * 50 / turns}
+    return row | {"flips_found_of_150": float(sum(found.values()))}
 
 
 def flip(store: Any, paths: list[str], turns: int, rng: np.random.Generator, found: Callable[[str], bool]) -> int:
