@@ -7,6 +7,8 @@ run, in a process with a memory limit and a clock. What is cleaned is held again
 
     python benchmarks/mutations.py [--quick] [--json FILE] [--work DIR] [--count 500] [--processes 2]
 
+A killed run goes on in the same ``--work``; give another one after a change of the code.
+
 Counted are: ``refused`` (ingest says what is wrong), ``rejected`` (cleaning does), ``harmless`` (the read content is
 the same, or the cleaned surface is), ``left_out`` (the surface is the same without a view, which is named); and the
 faults: ``different`` (another surface was published), ``traceback``, ``hang``, ``memory``, ``no_line``.
@@ -261,11 +263,11 @@ def main() -> None:
     make_captures(work, work / "template.npz")
     template = Template.from_bytes((work / "template.npz").read_bytes(), "template.npz")
     for layout in ("depth", "clouds", "mesh", "obj"):
-        if not (work / layout / "workspace").exists():
-            workspace = create_workspace(str(work / layout / "workspace"), preset_config("demo"), template)
-            verdict, line, _ = take(workspace, work / layout / "session")
-            if verdict != "harmless":
-                raise SystemExit(f"the whole capture {layout} is {verdict}: {line}")
+        shutil.rmtree(work / layout / "workspace", ignore_errors=True)
+        workspace = create_workspace(str(work / layout / "workspace"), preset_config("demo"), template)
+        verdict, line, _ = take(workspace, work / layout / "session")
+        if verdict != "harmless":
+            raise SystemExit(f"the whole capture {layout} is {verdict}: {line}")
     count = 70 if arguments.quick else arguments.count
     jobs = [(target, seed) for target, often in TARGETS.items() for seed in range(max(1, often * count // 500))]
     order = np.random.default_rng(0).permutation(len(jobs))
