@@ -51,6 +51,8 @@ POINTS = 200_000
 PLAIN_CHUNK = 512
 NEAR_MM = 10.0
 BIG = 1_000_000
+TIME_SHARES = (1 / 3, 1.0, 2.0)
+"""How long our stage 2 may take, over the plain one."""
 
 
 @dataclass(frozen=True)
@@ -315,7 +317,8 @@ def stage2_time(config: TrainingConfig, data: Set, model: TrainedModel, minutes:
     """Time of our own preset's stage 2 until it has the plain paper-size one's error, over that one's time.
 
     The error is that of the registrations' vertices, which were never samples. Both start from nothing over the same
-    identities; looking at the error costs no time.
+    identities; looking at the error costs no time. Ours gets a schedule for each of ``TIME_SHARES`` in turn until one
+    is enough; where ``stage2_vertex_mm`` stays above the plain one's error none was, and the share told is a lower bound.
     """
     pairs = registered_pairs(data)
     plain = new_model(config, data.data, 1)
@@ -330,14 +333,15 @@ def stage2_time(config: TrainingConfig, data: Set, model: TrainedModel, minutes:
             "field": config.field.model_copy(update={"deformation": small.field.deformation}),
         }
     )
-    ours = new_model(ours_config, data.data, 1)
-    ours.identity, ours.identity_codes = plain.identity, plain.identity_codes
-    reached, ours_error = _train_motion(ours_config, ours, data, pairs, minutes * 60 / 3, error)
-    return {
-        "stage2_time_over": reached / spent if ours_error <= error else math.inf,
-        "stage2_plain_vertex_mm": error,
-        "stage2_vertex_mm": ours_error,
-    }
+    over, ours_error = 0.0, math.inf
+    for share in TIME_SHARES:
+        ours = new_model(ours_config, data.data, 1)
+        ours.identity, ours.identity_codes = plain.identity, plain.identity_codes
+        reached, ours_error = _train_motion(ours_config, ours, data, pairs, minutes * 60 * share, error)
+        over = reached / spent
+        if ours_error <= error:
+            break
+    return {"stage2_time_over": over, "stage2_plain_vertex_mm": error, "stage2_vertex_mm": ours_error}
 
 
 def _train_motion(

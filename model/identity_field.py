@@ -17,7 +17,7 @@ from model.config import IdentityConfig
 from model.grouped_mlp import evaluate, evaluate_with_gradient
 from model.grouped_sweeps import Group, Layer
 
-_POINTS_AT_ONCE = 1 << 16
+_POINTS_AT_ONCE = 1 << 15
 
 
 @dataclass(frozen=True)
