@@ -318,7 +318,7 @@ def stage2_time(config: TrainingConfig, data: Set, model: TrainedModel, minutes:
 
     The error is that of the registrations' vertices, which were never samples. Both start from nothing over the same
     identities; looking at the error costs no time. Ours gets a schedule for each of ``TIME_SHARES`` in turn until one
-    is enough; where ``stage2_vertex_mm`` stays above the plain one's error none was, and the share told is a lower bound.
+    is enough; where ``stage2_vertex_mm`` stays above the plain one's error none was: the share is a lower bound.
     """
     pairs = registered_pairs(data)
     plain = new_model(config, data.data, 1)
