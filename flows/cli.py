@@ -6,10 +6,13 @@ verb that needs it, so that help and wrong usage answer at once.
 
 from __future__ import annotations
 
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
+from types import FrameType
+from typing import NoReturn
 
 from cyclopts import App, CycloptsError
 
@@ -53,7 +56,13 @@ def main(tokens: Sequence[str] | None = None) -> None:
     tokens = sys.argv[1:] if tokens is None else tokens
     if not sys.warnoptions:
         warnings.simplefilter("ignore")  # libraries warn their programmers, not the user of a command
+    signal.signal(signal.SIGINT, _stop)
     sys.exit(int(run_command(tokens)))
+
+
+def _stop(number: int, frame: FrameType | None) -> NoReturn:
+    """Python's own handler, but under another name: asyncio puts one in place of Python's that can lose an interrupt."""
+    raise KeyboardInterrupt
 
 
 def run_command(tokens: Sequence[str]) -> Exit:

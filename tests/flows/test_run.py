@@ -166,7 +166,7 @@ def test_interrupting_ends_in_one_line(scans, engine_home, server):
     assert heard.startswith("clean: 4 scans to do")
     stopped.send_signal(signal.SIGINT)
     rest = stopped.stderr.read()
-    assert stopped.wait(60) == 130
+    assert stopped.wait(60) == 130, rest
     assert rest.splitlines()[-1] == "nphm: stopped; the same command goes on where this one was"
     assert "Traceback" not in rest
 
