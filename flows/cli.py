@@ -61,7 +61,7 @@ def main(tokens: Sequence[str] | None = None) -> None:
 
 
 def _stop(number: int, frame: FrameType | None) -> NoReturn:
-    """Python's own handler, but under another name: asyncio puts one in place of Python's that can lose an interrupt."""
+    """As Python's own handler, but another: asyncio puts one in place of Python's that can lose an interrupt."""
     raise KeyboardInterrupt
 
 
