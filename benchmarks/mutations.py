@@ -254,11 +254,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="70 mutations instead of 500")
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--work", type=Path, default=Path("benchmarks/work/mutations"))
+    parser.add_argument("--work", type=Path, default=Path("build/benchmarks"))
     parser.add_argument("--count", type=int, default=500)
     parser.add_argument("--processes", type=int, default=2)
     arguments = parser.parse_args()
-    work = arguments.work.absolute()
+    work = arguments.work.absolute() / "mutations"
     work.mkdir(parents=True, exist_ok=True)
     make_captures(work, work / "template.npz")
     template = Template.from_bytes((work / "template.npz").read_bytes(), "template.npz")

@@ -560,7 +560,6 @@ def fork_on_demand(workspace: Workspace) -> None:
                 os._exit(1)
             os._exit(0)
         print(child, flush=True)
-        _, status = os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT), 0
         _, status = os.waitpid(child, 0)
         print(status, flush=True)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -55,18 +57,8 @@ def build(
     from pipeline.release_build import build_release
     from storage.store import open_store
 
-    with progress_for(output) as progress:
-        started = False
-
-        def tell(done: int, total: int) -> None:
-            nonlocal started
-            if not started:
-                progress.start("release", total, "files")
-                started = True
-            progress.update("release", done)
-
+    with _counting_files("release", output) as tell:
         built = build_release(open_workspace(workspace), version, open_store(out), parts or None, model, tell)
-        progress.finish("release")
     size = sum(file.bytes for file in built.manifest.files)
     people, held_out = len(built.record.subjects), sum(side == "held_out" for side in built.record.subjects.values())
     document: dict[str, Any] = {
@@ -115,16 +107,7 @@ def verify(place: Place, /, *, output: Output = PLAIN) -> Reply:
     from pipeline.release_verify import verify_release
     from storage.store import open_store
 
-    with progress_for(output) as progress:
-        started = False
-
-        def tell(done: int, total: int) -> None:
-            nonlocal started
-            if not started:
-                progress.start("verify", total, "files")
-                started = True
-            progress.update("verify", done)
-
+    with _counting_files("verify", output) as tell:
         found = verify_release(open_store(place), tell)
     lines = [*found.faults]
     if found.faults:
@@ -244,6 +227,24 @@ def _named(what: str, changes: Changes) -> list[str]:
 
 def _short(value: float | None) -> str:
     return "none" if value is None else f"{value:.4g}"
+
+
+@contextmanager
+def _counting_files(step: str, output: Output) -> Iterator[Callable[[int, int], None]]:
+    """Give a function that hears how many files of how many are done; a bar is shown once it is called."""
+    with progress_for(output) as progress:
+        started = False
+
+        def tell(done: int, total: int) -> None:
+            nonlocal started
+            if not started:
+                progress.start(step, total, "files")
+                started = True
+            progress.update(step, done)
+
+        yield tell
+        if started:
+            progress.finish(step)
 
 
 def _first(lines: Any) -> list[str]:
