@@ -52,8 +52,17 @@ class IdentityConfig(_Frozen):
 
 
 class DeformationConfig(_Frozen):
-    """The expression field: one network that moves canonical points (paper, section 3.2)."""
+    """The expression field: one network that moves points (paper, section 3.2)."""
 
+    direction: Literal["forward", "backward"] = Field(
+        default="forward",
+        description="forward moves canonical points to the pose (NPHM), backward posed ones to canonical (MonoNPHM)",
+    )
+    hyper_dim: int = Field(
+        default=0,
+        ge=0,
+        description="backward: further coordinates that the identity field is given beside a canonical point",
+    )
     expression_dim: int = Field(default=64, ge=1, description="entries of the expression code")
     compressed_dim: int = Field(
         default=32, ge=1, description="entries to which identity code and anchors are compressed"
@@ -71,6 +80,12 @@ class DeformationConfig(_Frozen):
     compression_noise: float = Field(
         default=0.005, ge=0, description="spread of the noise on the compressed code in training"
     )
+
+    @model_validator(mode="after")
+    def _hyper_goes_backward(self) -> DeformationConfig:
+        if self.hyper_dim and self.direction == "forward":
+            raise ValueError(f"hyper_dim {self.hyper_dim} needs direction backward")
+        return self
 
 
 class RegionConfig(_Frozen):

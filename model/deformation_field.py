@@ -1,4 +1,8 @@
-"""The expression field: where a canonical point of a person goes in an expression (paper, section 3.2)."""
+"""The expression field: where a canonical point of a person goes in an expression (paper, section 3.2).
+
+Or, in the backward direction, where a posed point comes from (MonoNPHM), with hyper coordinates that let an expression
+change the shape itself, as where lips part.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +28,7 @@ class PreparedDeformation:
 
 
 class DeformationField(nn.Module):
-    """One network from canonical to posed space, conditioned on a compressed identity and an expression code.
+    """One network between canonical and posed space, conditioned on a compressed identity and an expression code.
 
     Args:
         config: sizes.
@@ -48,7 +52,7 @@ class DeformationField(nn.Module):
         self.compress_weight = uniform(conditions, config.compressed_dim, bound=1 / math.sqrt(conditions))
         self.compress_bias = uniform(config.compressed_dim, bound=1 / math.sqrt(conditions))
         inputs = 3 + config.compressed_dim + config.expression_dim
-        widths = [*config.hidden, 3]
+        widths = [*config.hidden, 3 + config.hyper_dim]
         hidden, direct, bias = [], [], []
         for depth, width in enumerate(widths):
             below = widths[depth - 1] if depth > 0 else 0
@@ -92,21 +96,33 @@ class DeformationField(nn.Module):
         return PreparedDeformation(tuple(layers))
 
     def displacement(self, prepared: PreparedDeformation, points: Tensor, index: Tensor | None = None) -> Tensor:
-        """Displacement of canonical points.
+        """Displacement of points of the space that the deformation starts in.
 
         Args:
             prepared: of B scans.
-            points: (N, 3) canonical points, model units, head frame.
+            points: (N, 3) canonical points, or posed ones where the direction is backward; model units, head frame.
             index: (N,) int64 into the B scans; None means the first for all.
 
         Returns:
-            (N, 3) model units, posed less canonical; differentiable (once) with respect to points, codes and weights.
+            (N, 3) model units, to the other space; differentiable (once) with respect to points, codes and weights.
         """
+        return self._answer(prepared, points, index)[:, :3]
+
+    def canonical(self, prepared: PreparedDeformation, posed: Tensor, index: Tensor | None = None) -> Tensor:
+        """Backward: where posed points come from, and their hyper coordinates.
+
+        Arguments as ``displacement``.
+
+        Returns:
+            (N, 3 + hyper_dim) model units, as the identity field takes them; differentiable (once).
+        """
+        answer = self._answer(prepared, posed, index)
+        return torch.cat([posed + answer[:, :3], answer[:, 3:]], 1)
+
+    def _answer(self, prepared: PreparedDeformation, points: Tensor, index: Tensor | None) -> Tensor:
         if not torch.is_grad_enabled() and len(points) > _POINTS_AT_ONCE:
             parts = [slice(start, start + _POINTS_AT_ONCE) for start in range(0, len(points), _POINTS_AT_ONCE)]
-            return torch.cat(
-                [self.displacement(prepared, points[p], None if index is None else index[p]) for p in parts]
-            )
+            return torch.cat([self._answer(prepared, points[p], None if index is None else index[p]) for p in parts])
         groups, x, line = self._rows(points, index)
         return evaluate(prepared.layers, self.activation, groups, x, line, self.half_products)
 
@@ -119,7 +135,7 @@ class DeformationField(nn.Module):
         """
         groups, x, line = self._rows(points, index)
         value, jacobian = evaluate_with_jacobian(prepared.layers, self.activation, groups, x, line)
-        return value, jacobian * self.config.coordinate_gain
+        return value[:, :3], jacobian[:, :3] * self.config.coordinate_gain
 
     def _rows(self, points: Tensor, index: Tensor | None) -> tuple[list[Group], Tensor, Tensor]:
         if index is None:

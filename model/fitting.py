@@ -1,64 +1,31 @@
 """Fit identity, expressions and small pose corrections to partial clouds.
 
-Each observed point should lie on the zero level of the identity field at its canonical place, which root finding gives.
+Each observed point should lie on the zero level of the identity field at its canonical place.
 All codes and poses are found together by a damped, robustly reweighted Gauss-Newton method: the gradients of every
-point's distance with respect to its codes come from one backward pass with a copy of the codes for each point, and the
-implicit function theorem carries them through the root. A dozen such steps do what a thousand first-order steps do.
+point's distance with respect to its codes come from one backward pass with a copy of the codes for each point. A dozen
+such steps do what a thousand first-order steps do.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from model.bound_fields import Fields
 from model.code_prior import CodePrior
 from model.fit_config import FitConfig
 from model.observation import Observation, small_rigid
-from model.root_finding import find_canonical, implicit_canonical, safe_inverse
 from model.threads import fixed_threads
 from model.units import to_mm, to_units
 from registration.mesh import transform_points
 
 _POSE = 6
 _POINTS_AT_ONCE = 1024
-
-
-class BoundFields(Protocol):
-    """Both fields with their codes given. All lengths in model units, float32."""
-
-    def sdf(self, points: Tensor) -> Tensor:
-        """Signed distances (n,) at canonical points (n, 3)."""
-        ...
-
-    def displacement(self, points: Tensor) -> Tensor:
-        """Posed less canonical places (n, 3) of canonical points (n, 3)."""
-        ...
-
-    def posed_jacobian(self, points: Tensor) -> Tensor:
-        """Jacobian (n, 3, 3) of the posed places with respect to the canonical points, without gradients."""
-        ...
-
-
-class Fields(Protocol):
-    """What fitting needs of a head model."""
-
-    @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        ...
-
-    def bind(self, identity: Tensor, expression: Tensor) -> BoundFields:
-        """Give the codes (B, D) and (B, E): one of each for all points (B = 1), or one for each point (B = n).
-
-        The results are differentiable with respect to points and codes.
-        """
-        ...
 
 
 @dataclass(frozen=True)
@@ -90,7 +57,7 @@ class _Cloud:
     normals: NDArray[np.float64] | None
     expression: NDArray[np.float64]
     twist: NDArray[np.float64]  # head from told: rotation vector in radians, translation in mm
-    canonical: Tensor | None = None  # last roots, the next start
+    canonical: Tensor | None = None  # where the points came from last, the next start
 
     def some(self, most: int, rng: np.random.Generator) -> _Cloud:
         """At most so many of the points, drawn without replacement."""
@@ -226,15 +193,14 @@ def _linearise(fields: Fields, identity: NDArray[np.float64], cloud: _Cloud, con
     z, e = _tensor(identity, fields.device)[None], _tensor(cloud.expression, fields.device)[None]
     with torch.no_grad():
         shared = fields.bind(z, e)
-    roots = find_canonical(shared.displacement, posed, cloud.canonical, jacobian=shared.posed_jacobian)
-    cloud.canonical = roots.canonical
-    inverse = safe_inverse(shared.posed_jacobian(roots.canonical))
+    came_from = shared.canonical(posed, cloud.canonical)
+    cloud.canonical = came_from.place
     parts = [
-        _derivatives(fields, z, e, roots.canonical[part], posed[part], inverse[part])
+        _derivatives(fields, z, e, came_from.place[part], posed[part])
         for part in torch.arange(len(posed), device=fields.device).split(_POINTS_AT_ONCE)
     ]
     residual, by_z, by_e, normal = (np.concatenate(columns) for columns in zip(*parts, strict=True))
-    valid = roots.converged.cpu().numpy() & np.isfinite(residual)
+    valid = came_from.found.cpu().numpy() & np.isfinite(residual)
     if cloud.normals is not None:
         told = cloud.normals @ T_head_from_told[:3, :3].T
         length = np.linalg.norm(normal, axis=1) * np.linalg.norm(told, axis=1)
@@ -244,9 +210,9 @@ def _linearise(fields: Fields, identity: NDArray[np.float64], cloud: _Cloud, con
 
 
 def _derivatives(
-    fields: Fields, z: Tensor, e: Tensor, canonical: Tensor, posed: Tensor, inverse_jacobian: Tensor
+    fields: Fields, z: Tensor, e: Tensor, canonical: Tensor, posed: Tensor
 ) -> tuple[NDArray[np.float64], ...]:
-    """Distances (n,) at the roots in mm, and their derivatives by codes (n, D), (n, E) and observed mm (n, 3).
+    """Distances (n,) of posed points in mm, and their derivatives by codes (n, D), (n, E) and observed mm (n, 3).
 
     Each point gets a copy of the codes, so that one backward pass gives each point's own derivatives.
     """
@@ -254,9 +220,7 @@ def _derivatives(
     z_each = z.expand(n, -1).clone().requires_grad_(True)
     e_each = e.expand(n, -1).clone().requires_grad_(True)
     observed = posed.clone().requires_grad_(True)
-    bound = fields.bind(z_each, e_each)
-    reposed = canonical + bound.displacement(canonical)
-    sdf = bound.sdf(implicit_canonical(canonical, reposed, observed, inverse_jacobian))
+    sdf = fields.bind(z_each, e_each).distance(observed, canonical)
     by_z, by_e, by_observed = torch.autograd.grad(sdf.sum(), (z_each, e_each, observed))
     # a distance by a place has no unit: mm a mm is units a unit
     return _float64(to_mm(sdf)), _float64(to_mm(by_z)), _float64(to_mm(by_e)), _float64(by_observed)
@@ -266,11 +230,10 @@ def _residuals(fields: Fields, identity: NDArray[np.float64], cloud: _Cloud) -> 
     posed = to_units(_tensor(transform_points(small_rigid(cloud.twist), cloud.points), fields.device))
     with torch.no_grad():
         bound = fields.bind(_tensor(identity, fields.device)[None], _tensor(cloud.expression, fields.device)[None])
-    roots = find_canonical(bound.displacement, posed, cloud.canonical, jacobian=bound.posed_jacobian)
-    with torch.no_grad():
-        residual = _float64(to_mm(bound.sdf(roots.canonical)).abs())
-    place = _float64(to_mm(roots.canonical))
-    missing = ~roots.converged.cpu().numpy()
+        came_from = bound.canonical(posed, cloud.canonical)
+        residual = _float64(to_mm(bound.distance(posed, came_from.place)).abs())
+    place = _float64(to_mm(came_from.place))
+    missing = ~came_from.found.cpu().numpy()
     residual[missing], place[missing] = np.nan, np.nan
     return residual, place
 

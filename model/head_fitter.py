@@ -47,12 +47,11 @@ class NphmFitter:
         return fit_codes(fields, *self.priors, observations, self.config, seed, starts)
 
     def fit(self, observations: Sequence[Observation], seed: int) -> tuple[FittedHead, ...]:
-        """Fit, mesh the canonical head once and pose it for each observation."""
+        """Fit, and mesh the head in each observation's expression."""
         fitted = self.codes(observations, seed)
         with fixed_threads(self.config.threads):
-            canonical = self.head.mesh(fitted.identity, resolution=self.resolution)
-            posed = [self.head.pose(canonical.vertices, fitted.identity, code) for code in fitted.expressions]
+            heads = self.head.meshes(fitted.identity, fitted.expressions, self.resolution)
         return tuple(
-            FittedHead(canonical.with_vertices(vertices).transformed(T), T, residual)
-            for vertices, T, residual in zip(posed, fitted.T_told_from_head, fitted.residual_mm, strict=True)
+            FittedHead(head.transformed(T), T, residual)
+            for head, T, residual in zip(heads, fitted.T_told_from_head, fitted.residual_mm, strict=True)
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,9 +14,11 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from model.bound_fields import BoundFields
 from model.checkpoint import decode, encode, load_module, module_tensors
 from model.config import FieldConfig
 from model.deformation_field import DeformationField
+from model.head_fields import HeadFields
 from model.identity_field import IdentityField
 from model.meshing import clip, extract
 from model.region_field import RegionField
@@ -127,7 +129,7 @@ class HeadModel:
             why = str(error).splitlines()[0]
             raise ConfigError(one_line("is damaged", f"{where}/config.json", why, "train the model again")) from error
         blank = torch.Generator().manual_seed(0)
-        identity = IdentityField(config.identity, anchors, pairs, blank)
+        identity = IdentityField(config.identity, anchors, pairs, blank, config.deformation.hyper_dim)
         deformation = DeformationField(config.deformation, identity.layout.size, len(anchors), blank)
         weights, _ = decode(files["model.safetensors"], f"{where}/model.safetensors")
         load_module(identity, "identity", weights, where)
@@ -259,33 +261,56 @@ class HeadModel:
         Returns:
             Head frame, mm.
         """
+        return self.meshes(identity, [expression], resolution)[0]
+
+    def meshes(
+        self, identity: str | ArrayLike, expressions: Sequence[str | ArrayLike], resolution: int = 256
+    ) -> list[Mesh]:
+        """The head in several expressions; arguments as ``mesh``.
+
+        A forward deformation moves the vertices of one canonical mesh. A backward one gives each expression a surface
+        of its own, in which lips can part.
+        """
         code = self.identity_code(identity)
-        with torch.no_grad():
-            prepared = self.identity_field.prepare(self._tensor(code)[None])
+        if self.config.deformation.direction == "backward":
+            return [self._surface(self._distance(code, one), resolution) for one in expressions]
+        canonical = self._surface(self._distance(code, CANONICAL), resolution)
+        return [canonical.with_vertices(self.pose(canonical.vertices, code, one)) for one in expressions]
 
-            def distance(points_mm: NDArray[np.float32]) -> NDArray[np.float32]:
-                points = to_units(self._tensor(points_mm))
-                return np.asarray(to_mm(self.identity_field.sdf(prepared, points)).cpu().numpy())
+    @torch.no_grad()
+    def _surface(self, distance: Callable[[Tensor], Tensor], resolution: int) -> Mesh:
+        """The zero level of a distance in model units, above the throat plane."""
 
-            mesh = clip(extract(distance, self.box_mm[0], self.box_mm[1], resolution), self.throat_plane)
-        if isinstance(expression, str) and expression == CANONICAL:
-            return mesh
-        return mesh.with_vertices(self.pose(mesh.vertices, code, expression))
+        def distance_mm(points_mm: NDArray[np.float32]) -> NDArray[np.float32]:
+            return np.asarray(to_mm(distance(to_units(self._tensor(points_mm)))).cpu().numpy())
+
+        return clip(extract(distance_mm, self.box_mm[0], self.box_mm[1], resolution), self.throat_plane)
+
+    def _distance(self, identity: NDArray[np.float32], expression: str | ArrayLike) -> Callable[[Tensor], Tensor]:
+        """Distance to the canonical head, or to one that a backward deformation has posed."""
+        if _is_canonical(expression):
+            prepared = self.identity_field.prepare(self._tensor(identity)[None])
+            return lambda points: self.identity_field.sdf(prepared, points)
+        bound = self._bound(identity, self.expression_code(expression))
+        return lambda points: bound.distance(points, points)
 
     @torch.no_grad()
     def pose(
         self, points_head_mm: ArrayLike, identity: str | ArrayLike, expression: str | ArrayLike
     ) -> NDArray[np.float32]:
-        """Move canonical points (N, 3) to where an expression takes them, head frame, mm."""
+        """Move canonical points (N, 3) to where an expression takes them, head frame, mm.
+
+        Of a backward deformation these are roots; a point without one goes to the nearest place that was found.
+        """
         points = np.asarray(points_head_mm, np.float32)
-        if isinstance(expression, str) and expression == CANONICAL:
+        if _is_canonical(expression):
             return points
-        z_id = self._tensor(self.identity_code(identity))[None]
-        z_ex = self._tensor(self.expression_code(expression))[None]
-        anchors = self.identity_field.prepare(z_id).anchors
-        prepared = self.deformation_field.prepare(z_id, anchors, z_ex)
-        moved = self.deformation_field.displacement(prepared, to_units(self._tensor(points)))
-        return points + np.asarray(to_mm(moved).cpu().numpy())
+        bound = self._bound(self.identity_code(identity), self.expression_code(expression))
+        return np.asarray(to_mm(bound.posed(to_units(self._tensor(points))).place).cpu().numpy())
+
+    def _bound(self, identity: NDArray[np.float32], expression: NDArray[np.float32]) -> BoundFields:
+        fields = HeadFields(self.identity_field, self.deformation_field)
+        return fields.bind(self._tensor(identity)[None], self._tensor(expression)[None])
 
     @torch.no_grad()
     def regions(self, points_head_mm: ArrayLike, identity: str | ArrayLike) -> NDArray[np.uint8]:
@@ -316,6 +341,10 @@ class HeadModel:
 
     def _tensor(self, array: NDArray[np.float32]) -> Tensor:
         return torch.as_tensor(array).to(self.device)
+
+
+def _is_canonical(expression: str | ArrayLike) -> bool:
+    return isinstance(expression, str) and expression == CANONICAL
 
 
 def _code(told: str | ArrayLike, names: Sequence[str], codes: NDArray[np.float32], kind: str) -> NDArray[np.float32]:

@@ -44,6 +44,7 @@ class IdentityField(nn.Module):
         mean_anchors: (K, 3) model units, head frame, mirrored pairs first, interleaved.
         pairs: number of mirrored pairs.
         generator: where the initial weights are drawn from.
+        hyper_dim: coordinates beside a point's three, by which an expression can change the shape itself (MonoNPHM).
     """
 
     half_products = False
@@ -53,10 +54,17 @@ class IdentityField(nn.Module):
     coordinate_scale: Tensor
     network_of: Tensor
 
-    def __init__(self, config: IdentityConfig, mean_anchors: Tensor, pairs: int, generator: torch.Generator) -> None:
+    def __init__(
+        self,
+        config: IdentityConfig,
+        mean_anchors: Tensor,
+        pairs: int,
+        generator: torch.Generator,
+        hyper_dim: int = 0,
+    ) -> None:
         super().__init__()
         count = len(mean_anchors)
-        self.config = config
+        self.config, self.hyper_dim = config, hyper_dim
         self.layout = IdentityLayout.of(config, count, pairs)
         self.activation = activation(config.activation)
         self.anchors_head = AnchorsHead(mean_anchors, config.global_dim, config.anchor_hidden, generator)
@@ -72,16 +80,21 @@ class IdentityField(nn.Module):
         self._network_list = network_of.tolist()
         self._make_weights(count - pairs + 1, generator)
 
+    @property
+    def coordinates(self) -> int:
+        """Coordinates of a point as the networks see it: three and the hyper coordinates."""
+        return 3 + self.hyper_dim
+
     def _make_weights(self, networks: int, generator: torch.Generator) -> None:
         """Weights on the hidden layer below and on the input (coordinates, global, local code), and constants."""
         config = self.config
-        inputs = 3 + config.global_dim + config.local_dim
+        inputs = self.coordinates + config.global_dim + config.local_dim
         widths = [*config.hidden, 1]
         hidden, direct, bias = [], [], []
         for depth, width in enumerate(widths):
             below = widths[depth - 1] if depth > 0 else 0
             sees_input = depth == 0 or depth == config.skip_layer
-            fan_in = below + (3 if sees_input else 0)
+            fan_in = below + (self.coordinates if sees_input else 0)
             bound = math.sqrt((1.0 if depth == len(config.hidden) else 6.0) / fan_in)
 
             def uniform(*shape: int, bound: float = bound) -> nn.Parameter:
@@ -123,11 +136,13 @@ class IdentityField(nn.Module):
             table = torch.baddbmm(
                 bias.index_select(0, self.network_of)[:, None],
                 code,
-                weights[:, 3:].index_select(0, self.network_of),
+                weights[:, self.coordinates :].index_select(0, self.network_of),
                 alpha=share,
             )
             table = table.transpose(0, 1).reshape(-1, bias.shape[1])
-            layers.append(Layer(None if below is None else below * share, weights[:, :3] * share, table))
+            layers.append(
+                Layer(None if below is None else below * share, weights[:, : self.coordinates] * share, table)
+            )
         return PreparedIdentity(anchors, tuple(layers))
 
     def sdf(self, prepared: PreparedIdentity, points: Tensor, subject_index: Tensor | None = None) -> Tensor:
@@ -135,7 +150,7 @@ class IdentityField(nn.Module):
 
         Args:
             prepared: of B subjects.
-            points: (N, 3) model units, head frame.
+            points: (N, 3) model units, head frame; or (N, 3 + hyper_dim), the hyper coordinates being zero otherwise.
             subject_index: (N,) int64 into the B subjects; None means the first for all.
 
         Returns:
@@ -157,7 +172,7 @@ class IdentityField(nn.Module):
         subject_index: Tensor | None = None,
         create_graph: bool = False,
     ) -> tuple[Tensor, Tensor]:
-        """Signed distance and its gradient with respect to the points.
+        """Signed distance and its gradient with respect to the points' places, hyper coordinates held.
 
         Arguments as ``sdf``. ``create_graph`` makes both results differentiable (once) with respect to points, codes
         and weights, as the normal and eikonal terms need; without it they are constants.
@@ -179,7 +194,7 @@ class IdentityField(nn.Module):
         column, local = evaluate_with_gradient(
             prepared.layers, self.activation, rows.groups, rows.x, rows.line, self.half_products
         )
-        value, gradient = column[:, 0], local * rows.scale
+        value, gradient = column[:, 0], local[:, :3] * rows.scale
         pairs = len(rows.blending.point)
         mean = rows.blending.mean(value[:pairs], value[pairs:])
         slope = rows.blending.gradient(
@@ -188,6 +203,7 @@ class IdentityField(nn.Module):
         return mean, slope
 
     def _rows(self, prepared: PreparedIdentity, points: Tensor, subject_index: Tensor | None) -> _Rows:
+        points, hyper = points[:, :3], points[:, 3:]
         pairs = active_pairs(points, prepared.anchors, subject_index, self.reach)
         config, count = self.config, self.layout.anchors
         if subject_index is None:
@@ -213,6 +229,9 @@ class IdentityField(nn.Module):
                 groups.append(Group(network, start, start + rows))
             start += rows
         x = torch.cat([offset, points.index_select(0, outside)]) * scale
+        if self.hyper_dim:
+            hyper = hyper if hyper.shape[1] else points.new_zeros(len(points), self.hyper_dim)
+            x = torch.cat([x, hyper.index_select(0, torch.cat([pairs.point, outside]))], 1)
         return _Rows(blending, weight_gradient, x, scale, line, tuple(groups))
 
 

@@ -97,7 +97,8 @@ def new_model(config: TrainingConfig, data: TrainingData, seed: int) -> TrainedM
     """Fields and codes at their start, drawn from a seed."""
     generator = torch.Generator().manual_seed(seed)
     anchors = torch.as_tensor(to_units(np.asarray(data.mean_anchors_mm, np.float32)))
-    identity = IdentityField(config.field.identity, anchors, data.anchor_pairs, generator)
+    hyper_dim = config.field.deformation.hyper_dim
+    identity = IdentityField(config.field.identity, anchors, data.anchor_pairs, generator, hyper_dim)
     size = identity.layout.size
     deformation = DeformationField(config.field.deformation, size, len(anchors), generator)
     identity_codes = CodeBook(data.subjects, size, config.stage1.code_init, generator)

@@ -178,7 +178,7 @@ def fit_scans(
     if not observations:
         return Fit({name: done[name] for name in names})
     codes = NphmFitter(head, config.fit).codes(list(observations.values()), seed)
-    canonical = head.mesh(codes.identity, resolution=config.resolution)
+    meshes = head.meshes(codes.identity, codes.expressions, config.resolution)
     carried = _carry_template(head, codes.identity, seed)
     for place, name in enumerate(observations):
         scan, expression = found[name], codes.expressions[place]
@@ -186,19 +186,17 @@ def fit_scans(
         document = _judge(scan, T, codes.residual_mm[place], config)
 
         def to_scan(
-            canonical_mm: NDArray[np.floating],
+            posed_mm: NDArray[np.floating],
             T: NDArray[np.float64] = T,
-            expression: NDArray[np.float32] = expression,
             unit: float = scan.alignment.unit_to_mm,
         ) -> NDArray[np.float64]:
-            posed = head.pose(canonical_mm.astype(np.float32), codes.identity, expression)
-            return transform_points(T, posed) / unit
+            return transform_points(T, posed_mm) / unit
 
-        template_vertices = to_scan(carried)
+        template_vertices = to_scan(head.pose(carried.astype(np.float32), codes.identity, expression))
         done[name] = FittedScan(
             document,
             expression,
-            canonical.with_vertices(to_scan(canonical.vertices)),
+            meshes[place].with_vertices(to_scan(meshes[place].vertices)),
             Mesh.of(template_vertices, head.template.mesh.faces),
             template_vertices[head.template.landmarks],
         )

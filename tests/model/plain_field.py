@@ -12,6 +12,7 @@ from model.identity_field import IdentityField
 
 def plain_sdf(field: IdentityField, z_id: Tensor, points: Tensor, subject_index: Tensor) -> Tensor:
     """Signed distances (N,) with one code a point; arguments as ``IdentityField.sdf``."""
+    points, hyper = points[:, :3], points[:, 3:]
     config, layout = field.config, field.layout
     z_global, z_local = layout.split(z_id)
     anchors = field.anchors_head(z_global)[subject_index]
@@ -26,7 +27,7 @@ def plain_sdf(field: IdentityField, z_id: Tensor, points: Tensor, subject_index:
         if k < 2 * layout.pairs and k % 2 == 1:
             x = x * torch.tensor([-1.0, 1.0, 1.0], dtype=x.dtype)
         network = k // 2 if k < 2 * layout.pairs else k - layout.pairs
-        value = _network(field, network, torch.cat([x, z_global, z_local[:, k]], 1))
+        value = _network(field, network, torch.cat([x, hyper, z_global, z_local[:, k]], 1))
         if background:
             left = torch.clamp(1 - denominator / config.background_limit, min=0)
             weight = config.background_weight * left**2

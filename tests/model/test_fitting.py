@@ -5,12 +5,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from model.bound_fields import Places
 from model.code_prior import CodePrior, expression_prior, farthest_codes, identity_prior, mirrored_entries
 from model.codes import IdentityLayout
 from model.fit_config import FitConfig
 from model.fitting import FittedCodes, fit_codes
 from model.observation import Observation, small_rigid
-from model.root_finding import posed_jacobian
+from model.root_finding import find_canonical, implicit_canonical, posed_jacobian, safe_inverse
 from model.units import to_mm, to_units
 from registration.mesh import transform_points
 
@@ -44,8 +45,17 @@ class BoundEllipsoids:
         wide = 0.1 * self.expression[:, 1] * low * points[:, 0]
         return torch.stack([wide, -drop, torch.zeros_like(drop)], 1)
 
-    def posed_jacobian(self, points: Tensor) -> Tensor:
-        return posed_jacobian(self.displacement, points)
+    def canonical(self, posed: Tensor, start: Tensor | None = None) -> Places:
+        roots = find_canonical(self.displacement, posed, start)
+        return Places(roots.canonical, roots.converged)
+
+    def posed(self, canonical: Tensor) -> Places:
+        return Places(canonical + self.displacement(canonical), torch.ones(len(canonical), dtype=torch.bool))
+
+    def distance(self, posed: Tensor, canonical: Tensor) -> Tensor:
+        inverse = safe_inverse(posed_jacobian(self.displacement, canonical))
+        reposed = canonical + self.displacement(canonical)
+        return self.sdf(implicit_canonical(canonical, reposed, posed, inverse))
 
 
 PRIOR_Z = CodePrior(np.zeros(4), np.eye(4))
@@ -62,8 +72,7 @@ def cloud(identity: list[float], expression: list[float], count: int = 1500, see
     x = torch.tensor(to_units(direction / np.linalg.norm(direction, axis=1, keepdims=True) * 100), dtype=torch.float32)
     for _ in range(60):
         x = x * (1 - fields.sdf(x) / x.norm(dim=1))[:, None]
-    posed = x + fields.displacement(x)
-    return to_mm(posed.double().numpy())
+    return to_mm(fields.posed(x).place.double().numpy())
 
 
 def fit(*clouds: np.ndarray, config: FitConfig = CONFIG, seed: int = 0) -> FittedCodes:

@@ -30,22 +30,28 @@ def mean_anchors(pairs: int = 5, middle: int = 3) -> Tensor:
     return torch.cat([both, centre])
 
 
-def a_field(config: IdentityConfig) -> tuple[IdentityField, Tensor, Tensor, Tensor]:
+HYPER_DIMS = (0, 2)
+
+
+def a_field(config: IdentityConfig, hyper_dim: int = 0) -> tuple[IdentityField, Tensor, Tensor, Tensor]:
     """A field with random weights in float64, codes of two people, points, and whose each point is."""
     generator = torch.Generator().manual_seed(0)
-    field = IdentityField(config, mean_anchors(), 5, generator).double()
+    field = IdentityField(config, mean_anchors(), 5, generator, hyper_dim).double()
     reach = torch.cat([field.reach, field.reach.new_full((1,), config.background_reach_units)])
     # what was rounded to single precision when the field was made, as exact as the rest
     field.coordinate_scale = field.coordinate_scale.sign() * (config.coordinate_gain / reach)[:, None]
     z_id = 0.5 * torch.randn(2, field.layout.size, generator=generator, dtype=torch.float64)
     points = torch.rand(60, 3, generator=generator, dtype=torch.float64) * 1.6 - 0.8
     subject = torch.randint(0, 2, (60,), generator=generator)
+    hyper = torch.randn(60, hyper_dim, generator=generator, dtype=torch.float64)
+    points = torch.cat([points, hyper], 1)
     return field, z_id, points, subject
 
 
+@pytest.mark.parametrize("hyper_dim", HYPER_DIMS)
 @pytest.mark.parametrize("name", CONFIGS)
-def test_fast_field_is_the_plain_one(name: str) -> None:
-    field, z_id, points, subject = a_field(CONFIGS[name])
+def test_fast_field_is_the_plain_one(name: str, hyper_dim: int) -> None:
+    field, z_id, points, subject = a_field(CONFIGS[name], hyper_dim)
     with torch.no_grad():
         expected = plain_sdf(field, z_id, points, subject)
         assert torch.allclose(field.sdf(field.prepare(z_id), points, subject), expected, atol=1e-9)
@@ -54,9 +60,10 @@ def test_fast_field_is_the_plain_one(name: str) -> None:
     assert torch.allclose(got, expected.float(), atol=1e-5)
 
 
+@pytest.mark.parametrize("hyper_dim", HYPER_DIMS)
 @pytest.mark.parametrize("name", CONFIGS)
-def test_gradient_and_its_derivatives_are_those_of_autograd(name: str) -> None:
-    field, z_id, points, subject = a_field(CONFIGS[name])
+def test_gradient_and_its_derivatives_are_those_of_autograd(name: str, hyper_dim: int) -> None:
+    field, z_id, points, subject = a_field(CONFIGS[name], hyper_dim)
     generator = torch.Generator().manual_seed(1)
     pull, twist = torch.randn(60, generator=generator).double(), torch.randn(60, 3, generator=generator).double()
     z_id.requires_grad_()
@@ -65,6 +72,7 @@ def test_gradient_and_its_derivatives_are_those_of_autograd(name: str) -> None:
 
     plain = plain_sdf(field, z_id, points, subject)
     (plain_gradient,) = torch.autograd.grad(plain.sum(), points, create_graph=True)
+    plain_gradient = plain_gradient[:, :3]  # hyper coordinates are held
     expected = torch.autograd.grad((plain * pull).sum() + (plain_gradient * twist).sum(), wanted)
 
     value, gradient = field.sdf_and_gradient(field.prepare(z_id), points, subject, create_graph=True)
@@ -83,6 +91,13 @@ def test_value_alone_has_the_same_derivatives() -> None:
     got = torch.autograd.grad(field.sdf(field.prepare(z_id), points, subject).square().sum(), wanted)
     for one, other in zip(got, expected, strict=True):
         assert torch.allclose(one, other, atol=1e-9 * float(other.abs().max() + 1))
+
+
+def test_points_without_hyper_coordinates_have_them_at_zero() -> None:
+    field, z_id, points, subject = a_field(CONFIGS["silu"], 2)
+    bare = field.sdf(field.prepare(z_id), points[:, :3], subject)
+    points[:, 3:] = 0
+    assert torch.equal(bare, field.sdf(field.prepare(z_id), points, subject))
 
 
 def test_many_points_in_parts_are_the_same() -> None:
