@@ -44,6 +44,8 @@ def anchor_reach(mean_anchors: Tensor, pairs: int, neighbours: int, factor: floa
     Returns:
         (K,) model units.
     """
+    if len(mean_anchors) == 0:  # one network for all of space
+        return mean_anchors.new_zeros(0)
     distance = torch.cdist(mean_anchors, mean_anchors).sort(dim=1).values
     reach = distance[:, min(neighbours, len(mean_anchors) - 1)] * factor
     paired = reach[: 2 * pairs].reshape(pairs, 2).mean(1, keepdim=True).expand(-1, 2).reshape(-1)

@@ -122,7 +122,7 @@ class HeadModel:
                 raise ConfigError(one_line("is of another version", f"{where}/config.json", why, "train it again"))
             config = FieldConfig.model_validate(told["field"])
             pairs = int(told["anchor_pairs"])
-            anchors = torch.as_tensor(to_units(np.asarray(told["mean_anchors_mm"], np.float32)))
+            anchors = torch.as_tensor(to_units(np.asarray(told["mean_anchors_mm"], np.float32).reshape(-1, 3)))
             subjects, scans = tuple(told["subjects"]), tuple(told["scans"])
             box, plane = np.asarray(told["box_mm"], np.float64), np.asarray(told["throat_plane"], np.float64)
         except (ValueError, KeyError, TypeError) as error:
