@@ -1,4 +1,4 @@
-"""NPM as a baseline: one global network for the shape, one for the pose, trained and fitted as the head model itself is.
+"""NPM as a baseline: one global network for the shape, one for the pose, trained and fitted as the head model is.
 
 It is our own field without anchors: the background network alone then covers all of space, and sees the whole code. So
 batches, losses, optimiser, root finding and fit are the same lines of code for both.

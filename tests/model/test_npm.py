@@ -1,4 +1,4 @@
-"""NPM is our field without anchors: it has the paper's size, starts as a sphere, and is learnt, kept and fitted as ours."""
+"""NPM is our field without anchors: it has the paper's size, starts as a sphere, and is learnt and fitted as ours."""
 
 from __future__ import annotations
 
