@@ -1,4 +1,7 @@
-"""Samples for the identity field: on the clean surface, near it, and in the space around, with signed distances."""
+"""Samples for the identity field: on the clean surface, near it, and in the space around, with signed distances.
+
+Points with colour, where they are wanted and the scan has colour, are a set of their own.
+"""
 
 from __future__ import annotations
 
@@ -19,12 +22,13 @@ from registration.template import REGIONS, Template
 from storage.errors import ScanRejected, one_line
 
 IDENTITY_PARTS = ("surface", "near", "space")
+"""The sets of every scan that is sampled for the identity field."""
 
 _HAIR, _WORN = REGIONS.index("hair"), REGIONS.index("worn")
 
 
 class IdentitySampler:
-    """Draws the samples of one canonical scan (section 3.2 of the paper: surface, near and free-space points).
+    """Draws the samples of one scan (section 3.2 of the paper: surface, near and free-space points).
 
     Nothing below the throat plane is drawn, nor a near or space point on whose side scan and companion disagree.
 
@@ -76,14 +80,16 @@ class IdentitySampler:
         return self._registration.mesh.vertices[self._template.anchors]
 
     def rows(self, part: str) -> int:
-        """How many rows a set has: ``surface``, ``near`` or ``space``."""
+        """How many rows a set has: ``surface``, ``near``, ``space`` or ``color``."""
+        if part == "color" and self._scan.colors is None:
+            return 0
         return int(getattr(self._config, f"{part}_points"))
 
     def draw(self, part: str, blocks: Sequence[int]) -> Drawn:
         """Rows of some blocks of a set, head frame, mm, float32.
 
         ``surface``: surface, normal, region, face, observed. ``near`` and ``space``: the points under the set's name,
-        with ``_sdf`` and ``_observed`` added to it.
+        with ``_sdf`` and ``_observed`` added to it. ``color``: colored, color (uint8 sRGB), observed places alone.
 
         Raises:
             ScanRejected: too few points can be drawn.
@@ -91,6 +97,8 @@ class IdentitySampler:
         lengths = {block: rows_of_block(self.rows(part), block) for block in blocks}
         if part == "surface":
             return draw_blocks(self._seed, part, lengths, self._on_surface, self._labelled)
+        if part == "color":
+            return draw_blocks(self._seed, part, lengths, self._on_surface, self._colored)
         candidates = self._near if part == "near" else self._in_space
         return draw_blocks(self._seed, part, lengths, candidates, lambda rows: self._measured(part, rows["points"]))
 
@@ -144,8 +152,7 @@ class IdentitySampler:
         corner = self._scan.faces[face]
         normal = np.einsum("nk,nkc->nc", bary, self._normals[corner])
         normal /= np.maximum(np.linalg.norm(normal, axis=1, keepdims=True), 1e-12)
-        observed = self._scan.attributes.get("observed")
-        seen = np.ones(len(points), bool) if observed is None else (observed[corner] != 0).sum(1) >= 2
+        seen = self._seen(corner)
         region = self._region[corner[np.arange(len(points)), bary.argmax(1)]]
         order = morton_order(points)
         on_face = np.empty(len(points), bool)
@@ -159,6 +166,19 @@ class IdentitySampler:
             "observed": seen,
         }
         return labelled, np.ones(len(points), bool)
+
+    def _colored(self, rows: Rows) -> tuple[Rows, NDArray[np.bool_]]:
+        """Interpolated colours; a place that was filled in has none of its own."""
+        assert self._scan.colors is not None
+        corner = self._scan.faces[rows["triangle"]]
+        color = np.einsum("nk,nkc->nc", rows["bary"], self._scan.colors[corner])
+        colored = {"colored": rows["points"].astype(np.float32), "color": np.rint(color).astype(np.uint8)}
+        return colored, self._seen(corner)
+
+    def _seen(self, corner: NDArray[np.int32]) -> NDArray[np.bool_]:
+        """Whether the rig saw most corners (n, 3) of a triangle."""
+        observed = self._scan.attributes.get("observed")
+        return np.ones(len(corner), bool) if observed is None else (observed[corner] != 0).sum(1) >= 2
 
     def _measured(self, part: str, points: NDArray[np.float32]) -> tuple[Rows, NDArray[np.bool_]]:
         found = self._field.query(points)

@@ -30,8 +30,9 @@ _DRAWN_BLOCKS = 8 * GROUP_BLOCKS
 def run_sample(workspace: Workspace, key: str) -> Manifest:
     """Sample one scan and publish its group and manifest.
 
-    A canonical scan gets identity samples; every scan gets deformation pairs, the canonical one such that do not move.
-    Where samples are made on the fly, only the rows that the verdict looks at are drawn, and no group is stored.
+    A canonical scan gets identity samples, or every one where the config says so. Every scan gets deformation pairs,
+    the canonical one such that do not move. Where samples are made on the fly, only the rows that the verdict looks at
+    are drawn, and no group is stored.
 
     Raises:
         ConfigError: an input was not computed.
@@ -101,8 +102,7 @@ def _all_rows(samplers: ScanSamplers, looked_at: Mapping[str, Drawn], key: str) 
 def _looked_over(samplers: ScanSamplers, looked_at: Mapping[str, Drawn]) -> tuple[dict[str, Any], dict[str, bytes]]:
     """Figures for the verdict and pictures for people, from the first blocks of each set."""
     pairs = looked_at["pairs"].rows
-    names = {"surface": "surface_count", "near": "near_count", "space": "space_count", "pairs": "pair_count"}
-    figures: dict[str, Any] = {names[part]: samplers.rows(part) for part in samplers.parts()}
+    figures: dict[str, Any] = {f"{part.removesuffix('s')}_count": samplers.rows(part) for part in samplers.parts()}
     figures |= deformation_figures(pairs)
     motion = DeformationSamples(pairs["canonical"], pairs["posed"], pairs["pair_region"], pairs["weight"])
     pictures = {"pairs.png": to_png(picture_deformation(motion))}

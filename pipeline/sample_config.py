@@ -36,10 +36,14 @@ class RegionDensity(BaseModel):
 
 
 class IdentitySampleConfig(BaseModel):
-    """How a canonical scan is sampled."""
+    """How a canonical scan is sampled, or every one."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    every_scan: bool = Field(
+        default=False,
+        description="scans in other expressions too: a backward deformation can learn from their distances",
+    )
     surface_points: int = Field(
         default=150_000, ge=1000, le=50_000_000, description="points drawn on the clean surface"
     )
@@ -47,6 +51,9 @@ class IdentitySampleConfig(BaseModel):
         default=150_000, ge=1000, le=50_000_000, description="points drawn around it, half at each spread"
     )
     space_points: int = Field(default=30_000, ge=100, le=50_000_000, description="points drawn in the space box")
+    color_points: int = Field(
+        default=0, ge=0, le=50_000_000, description="points with colour on what was seen of a scan that has colour"
+    )
     near_spreads_mm: tuple[float, float] = Field(
         default=(10.0, 2.0), description="standard deviations around the surface, mm"
     )

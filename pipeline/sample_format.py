@@ -109,6 +109,8 @@ COLUMNS: Mapping[str, Column] = {
         _position("space_position", "space", "point in the space box"),
         _distance("space_distance", "space", SPACE_STEP_MM),
         _flags("space_flags", "space"),
+        _position("color_position", "color", "point on the clean surface, seen by the rig"),
+        Column("color_value", "uint8", ("color", "rgb"), "sRGB"),
         _position("pair_canonical", "pair", "point in canonical space"),
         Column(
             "pair_displacement",
@@ -131,6 +133,7 @@ COLUMNS: Mapping[str, Column] = {
 SURFACE = ("surface_position", "surface_normal", "surface_region", "surface_flags")
 NEAR = ("near_position", "near_distance", "near_flags")
 SPACE = ("space_position", "space_distance", "space_flags")
+COLOR = ("color_position", "color_value")
 PAIRS = ("pair_canonical", "pair_displacement", "pair_region", "pair_weight")
 
 Raw = Mapping[str, NDArray]
@@ -173,6 +176,9 @@ def encode_rows(part: str, rows: Mapping[str, NDArray], where: str) -> dict[str,
             "pair_region": rows["pair_region"],
             "pair_weight": COLUMNS["pair_weight"].quantise(rows["weight"], where),
         }
+    if part == "color":
+        position = COLUMNS["color_position"].quantise(rows["colored"], where)
+        return {"color_position": position, "color_value": rows["color"]}
     position = COLUMNS[f"{part}_position"].quantise(rows[part], where)
     if part == "surface":
         return {
@@ -226,6 +232,11 @@ def decode_space(raw: Raw) -> dict[str, NDArray]:
     }
 
 
+def decode_color(raw: Raw) -> dict[str, NDArray]:
+    """Coloured points as a batch holds them: ``colored``, ``color`` (uint8 sRGB)."""
+    return {"colored": _decode(raw, "color_position"), "color": raw["color_value"]}
+
+
 def decode_pairs(raw: Raw) -> dict[str, NDArray]:
     """Pairs as a batch holds them: ``canonical``, ``posed``, ``pair_region``, ``weight``."""
     canonical = _decode(raw, "pair_canonical")
@@ -241,6 +252,7 @@ DECODERS: Mapping[str, tuple[tuple[str, ...], Callable[[Raw], dict[str, NDArray]
     "surface": (SURFACE, decode_surface),
     "near": (NEAR, decode_near),
     "space": (SPACE, decode_space),
+    "color": (COLOR, decode_color),
     "pairs": (PAIRS, decode_pairs),
 }
 """For each set of samples, its columns and how stored rows become what a batch holds."""
@@ -248,6 +260,6 @@ DECODERS: Mapping[str, tuple[tuple[str, ...], Callable[[Raw], dict[str, NDArray]
 
 def row_bytes(part: str) -> int:
     """Bytes that a decoded but still quantised row of a set takes in memory."""
-    width = {"xyz": 3, "uv": 2}
+    width = {"xyz": 3, "uv": 2, "rgb": 3}
     columns = (COLUMNS[name] for name in DECODERS[part][0])
     return sum(np.dtype(c.dtype).itemsize * width.get(c.dimensions[-1], 1) for c in columns)

@@ -29,7 +29,7 @@ class ScanSamplers:
 
     Attributes:
         pairs: the motion from the canonical scan.
-        identity: None for a scan that is not its subject's canonical one.
+        identity: None for a scan that is not its subject's canonical one, unless every scan is sampled.
     """
 
     pairs: DeformationSampler
@@ -37,7 +37,9 @@ class ScanSamplers:
 
     def parts(self) -> tuple[str, ...]:
         """The sets that the scan has."""
-        return ("pairs",) if self.identity is None else ("pairs", *IDENTITY_PARTS)
+        if self.identity is None:
+            return ("pairs",)
+        return ("pairs", *IDENTITY_PARTS, *(("color",) if self.identity.rows("color") else ()))
 
     def rows(self, part: str) -> int:
         """How many rows a set has; 0 where the scan has no such set."""
@@ -71,11 +73,11 @@ def open_samplers(workspace: Workspace, key: str) -> ScanSamplers:
     canonical_key = workspace.canonical_key(key.partition("/")[0])
     if canonical_key is None:
         raise ConfigError(one_line("has no canonical scan", key.partition("/")[0], "", "take one in"))
-    posed, _ = _registration(workspace, key)
-    canonical, frame = _registration(workspace, canonical_key)
-    plane = np.array(frame["throat_plane"])
+    posed, frame = _registration(workspace, key)
+    canonical, canonical_frame = _registration(workspace, canonical_key)
+    plane = np.array(canonical_frame["throat_plane"])
     pairs = DeformationSampler(canonical, posed, template, plane, config.deformation, seed)
-    if key != canonical_key:
+    if key != canonical_key and not config.identity.every_scan:
         return ScanSamplers(pairs, None)
     cleaned = workspace.accepted("clean", key)
     scan, companion = (
@@ -84,7 +86,7 @@ def open_samplers(workspace: Workspace, key: str) -> ScanSamplers:
     T_world_from_head = np.array(frame["T_world_from_head"])
     region = _scan_region(workspace, key, len(scan.vertices))
     identity = IdentitySampler(
-        scan, region, companion, canonical, template, plane, T_world_from_head, config.identity, seed
+        scan, region, companion, posed, template, plane, T_world_from_head, config.identity, seed
     )
     return ScanSamplers(pairs, identity)
 

@@ -26,7 +26,7 @@ from storage.store import Store
 
 
 class ScanSource(Protocol):
-    """Stored rows of one scan's sample sets (``surface``, ``near``, ``space`` or ``pairs``)."""
+    """Stored rows of one scan's sample sets (``surface``, ``near``, ``space``, ``pairs`` or ``color``)."""
 
     def rows(self, part: str) -> int:
         """How many rows a set has."""
@@ -194,4 +194,4 @@ def _stride(rng: np.random.Generator, count: int) -> int:
             return stride
 
 
-_PARTS = ("surface", "near", "space", "pairs")
+_PARTS = ("surface", "near", "space", "pairs", "color")

@@ -2,6 +2,7 @@
 
 import io
 import json
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -25,6 +26,7 @@ from pipeline.sample_config import (
     SampleThresholds,
     judge_sample,
 )
+from pipeline.sample_format import decode_color, decode_near
 from pipeline.sample_groups import find_damaged, remove_group
 from pipeline.sample_sources import SampleSources
 from pipeline.scan_rows import ShardSource
@@ -263,7 +265,13 @@ def _unused(workspace: Workspace, key: str) -> Any:
     raise AssertionError
 
 
-def _workspace(root: Path, keep: Literal["stored", "on_the_fly"] = "stored", plane: np.ndarray = PLANE) -> Workspace:
+def _workspace(
+    root: Path,
+    keep: Literal["stored", "on_the_fly"] = "stored",
+    plane: np.ndarray = PLANE,
+    identity: IdentitySampleConfig = SMALL,
+    colors: np.ndarray | None = None,
+) -> Workspace:
     def spec(name: str, folder: str) -> StepSpec:
         return StepSpec(name, folder, 1, _unused, lambda figures, thresholds: [])
 
@@ -274,10 +282,13 @@ def _workspace(root: Path, keep: Literal["stored", "on_the_fly"] = "stored", pla
     store.put("template.npz", _template().to_bytes())
     workspace = Workspace(
         store,
-        PipelineConfig(sample=SampleConfig(keep=keep, identity=SMALL, deformation=FEW_PAIRS)),
+        PipelineConfig(sample=SampleConfig(keep=keep, identity=identity, deformation=FEW_PAIRS)),
         {one.name: one for one in steps},
     )
     scan, companion = _scanned()
+    if colors is not None:
+        seen = transform_points(np.linalg.inv(_somewhere()), scan.vertices)[:, 2] > 0
+        scan = replace(scan, colors=colors, attributes={"observed": seen.astype(np.uint8)})
     frame = json.dumps({"T_world_from_head": _somewhere().tolist(), "throat_plane": plane.tolist()}).encode()
     smile = _template().mesh.vertices * (1.05, 1, 1)
     for expression, mesh in (("neutral", _registered()), ("smile", _registered(smile))):
@@ -317,6 +328,40 @@ def test_the_step_publishes_a_group_that_the_loader_and_plain_zarr_read(tmp_path
     assert isinstance(rows, dict)
     assert rows["surface"] == manifests["001/neutral"].figures["surface_count"]
     assert (tmp_path / "one/samples/001/neutral/distances.png").exists()
+
+
+def test_colour_is_that_of_the_seen_surface(tmp_path: Path) -> None:
+    identity = SMALL.model_copy(update={"color_points": 4000})
+    scan, _ = _scanned()
+    head = transform_points(np.linalg.inv(_somewhere()), scan.vertices)
+    colors = np.rint(127 + head).astype(np.uint8)  # a ramp over the ball, of a grey level a mm
+    coloured, bare = (
+        _workspace(tmp_path / "a", identity=identity, colors=colors),
+        _workspace(tmp_path / "b", identity=identity),
+    )
+    with_colour, without = (
+        SampleSources(one).open("001/neutral", run_sample(one, "001/neutral")) for one in (coloured, bare)
+    )
+    assert without.rows("color") == 0
+    rows = decode_color(with_colour.read("color", 0, with_colour.rows("color")))
+    assert len(rows["color"]) == 4000
+    assert np.abs(rows["color"] - (127 + rows["colored"])).max() < 2
+    assert np.abs(np.linalg.norm(rows["colored"], axis=1) - RADIUS_MM).max() < 0.6
+    assert rows["colored"][:, 2].min() > -0.1 * RADIUS_MM  # behind that nothing was seen
+    one, other = (source.read("surface", 0, 99)["surface_position"] for source in (with_colour, without))
+    assert np.array_equal(one, other)  # the other sets' rows are what they are without
+
+
+def test_every_scan_can_have_distances_of_its_own(tmp_path: Path) -> None:
+    workspace = _workspace(tmp_path, identity=SMALL.model_copy(update={"every_scan": True}))
+    manifest = run_sample(workspace, "001/smile")
+    smile = SampleSources(workspace).open("001/smile", manifest)
+    near = decode_near(smile.read("near", 0, smile.rows("near")))
+    rim_mm = np.pi * RADIUS_MM / 40 / 2
+    assert len(near["near"]) == 4000
+    assert np.abs(near["near_sdf"] - (np.linalg.norm(near["near"], axis=1) - RADIUS_MM)).max() < rim_mm
+    assert np.allclose(smile.anchors_mm()[:, 0], 1.05 * _template().mesh.vertices[:5, 0], atol=1e-3)
+    assert smile.rows("pairs") == 4000
 
 
 def test_order_and_repetition_change_no_byte(tmp_path: Path) -> None:
