@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -54,11 +54,17 @@ THREADS = 2
 
 
 def make_workspace(
-    work: Path, name: str, subjects: int, expressions: int, preset: str, steps: tuple[int, int] | None = None
+    work: Path,
+    name: str,
+    subjects: int,
+    expressions: int,
+    preset: str,
+    steps: tuple[int, int] | None = None,
+    held_out: Sequence[str] = (),
 ) -> tuple[Workspace, Path]:
     """A workspace of fused scans, sampled; and the folder with their truth. Both are made once.
 
-    Training takes the preset's steps, or those given.
+    Training takes the preset's steps, or those given, and all subjects but those held out.
     """
     captures = work / f"field-captures-{subjects}x{expressions}"
     if not (captures / "complete").exists():
@@ -72,7 +78,7 @@ def make_workspace(
         nphm("template", "import-ict", SHARED / "heads" / "ict_heads.npz", "-o", template)
         nphm("init", url, "--preset", preset, "--template", template)
         config = tomllib.loads((url / "pipeline.toml").read_text())
-        config["splits"]["held_out"] = 0.0
+        config["splits"] |= {"held_out": 0.0, "held_out_ids": list(held_out)}
         for stage, count in zip(("stage1", "stage2"), steps or (), strict=False):
             config["train"]["training"][stage]["steps"] = count
         (url / "pipeline.toml").write_text(tomli_w.dumps(config))

@@ -8,24 +8,31 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from benchmarks.field_quality import data_for
+from benchmarks.field_quality import TrainingSet, make_workspace
 from model import HeadModel
 from model.config import PAPER_FIELD
 from model.training import train
 from pipeline.config import preset_config
 from pipeline.train import head_box_mm, mean_plane
+from pipeline.workspace import Workspace
 from storage.digest import digest_json
 
-SUBJECTS, EXPRESSIONS = 6, 4
-STEPS = 1500, 600
-QUICK_SUBJECTS, QUICK_EXPRESSIONS = 2, 2
-QUICK_STEPS = 20, 20
+SUBJECTS, EXPRESSIONS, STEPS = 18, 4, (1000, 500)
+HELD_OUT = ("003", "006", "009", "012", "015", "018")
+QUICK_SUBJECTS, QUICK_EXPRESSIONS, QUICK_STEPS = 3, 2, (20, 20)
+QUICK_HELD_OUT = ("003",)
+
+
+def people(work: Path, quick: bool) -> tuple[Workspace, Path]:
+    """Sampled scans of ICT heads, some subjects held out; and the folder with their truth."""
+    if quick:
+        return make_workspace(work, "fit", QUICK_SUBJECTS, QUICK_EXPRESSIONS, "demo", held_out=QUICK_HELD_OUT)
+    return make_workspace(work, "fit", SUBJECTS, EXPRESSIONS, "small", held_out=HELD_OUT)
 
 
 def paper_head(work: Path, quick: bool) -> HeadModel:
     """The model; trained, or its training gone on with, where it is not there yet."""
-    subjects, expressions = (QUICK_SUBJECTS, QUICK_EXPRESSIONS) if quick else (SUBJECTS, EXPRESSIONS)
-    data = data_for(work, "speed", subjects, expressions)
+    data = TrainingSet.of(people(work, quick)[0])
     told = preset_config("small").train
     stages = zip(("stage1", "stage2"), QUICK_STEPS if quick else STEPS, strict=True)
     steps = {name: getattr(told.training, name).model_copy(update={"steps": count}) for name, count in stages}

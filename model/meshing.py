@@ -1,115 +1,105 @@
 """The zero level of a signed distance as a mesh, evaluated only near the surface.
 
-The lattice is refined from coarse cells to fine ones. A cell is kept where its corners differ in sign or lie nearer to
-the surface than the cell is wide. Once at the finest level, cells next to a crossing that were left out are added until
-none is missing, so that the surface continues wherever the dense grid's would. All values lie on one lattice and the
-cells are meshed in one go: there are no seams.
+The cells that the surface passes come from ``model.sparse_lattice``. They are meshed in slabs of bounded memory; slabs
+share a layer of lattice points, whose vertices are the same from both sides and are welded. So there are no seams, and
+the surface is the one of the dense lattice.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 from skimage.measure import marching_cubes
 
+from model.sparse_lattice import Crossings, Distance, find_crossings
 from registration.mesh import Mesh
 
-Distance = Callable[[NDArray[np.float32]], NDArray[np.float32]]
-"""(N, 3) float32 head mm to (N,) float32 mm, negative inside."""
-
-_COARSEST = 8
-_SLACK = 1.5
-_CORNERS = np.stack(np.meshgrid([0, 1], [0, 1], [0, 1], indexing="ij"), -1).reshape(8, 3)
-_NEIGHBOURS = np.array([[1, 0, 0], [-1, 0, 0], [0, 1, 0], [0, -1, 0], [0, 0, 1], [0, 0, -1]])
+_SLAB_POINTS = 1 << 25
+_OUTSIDE = np.float32(1e-12)
+"""What a lattice point on the surface counts as, so that all its cells take it for outside."""
 
 
 def extract(distance: Distance, low_mm: NDArray[np.floating], high_mm: NDArray[np.floating], resolution: int) -> Mesh:
     """Mesh the zero level inside a box.
 
     Args:
-        distance: the field; wrong by at most a factor 1.5 in its slope near the surface.
-        low_mm, high_mm: (3,) corners of the box; it is widened to whole cells.
+        distance: the field; see ``model.sparse_lattice`` for how steep it may be.
+        low_mm, high_mm: (3,) corners of the box; it is widened to whole coarse cells.
         resolution: cells along the longest edge.
 
     Returns:
-        Every piece of the surface within the box that a coarse cell of 8 cells' width could see; open where the surface
-        leaves the box. Faces are counter-clockwise seen from the positive side.
+        Every piece of the surface within the box; open where it leaves the box. Faces are counter-clockwise seen from
+        the positive side.
     """
-    low = np.asarray(low_mm, np.float64)
-    extent = np.asarray(high_mm, np.float64) - low
-    step = float(extent.max()) / resolution
-    cells = np.ceil(extent / step / _COARSEST - 1e-9).astype(np.int64).clip(1) * _COARSEST
-    lattice = _Lattice(distance, low, step, cells)
-    size = _COARSEST
-    active = np.stack(np.meshgrid(*[np.arange(0, n, size) for n in cells], indexing="ij"), -1).reshape(-1, 3)
-    while size > 1:
-        active = active[lattice.touched(active, size)]
-        size //= 2
-        active = (active[:, None] + _CORNERS * size).reshape(-1, 3)
-    return lattice.mesh(lattice.close(active))
+    return mesh_crossings(find_crossings(distance, low_mm, high_mm, resolution))
 
 
-class _Lattice:
-    """Values on a dense lattice of which few are ever computed; nan where not yet."""
+def mesh_crossings(crossings: Crossings, slab_points: int = _SLAB_POINTS) -> Mesh:
+    """Marching cubes over the crossed cells.
 
-    def __init__(self, distance: Distance, low: NDArray[np.float64], step: float, cells: NDArray[np.int64]) -> None:
-        self.distance, self.low, self.step, self.cells = distance, low, step, cells
-        self.shape = cells + 1
-        self.values = np.full(self.shape, np.nan, np.float32)
-        self._strides = np.array([self.shape[1] * self.shape[2], self.shape[2], 1])
-
-    def corners(self, active: NDArray[np.int64], size: int) -> NDArray[np.float32]:
-        """Values (m, 8) at the corners of cells of ``size`` whose low corners are (m, 3); computed where new."""
-        place = (active @ self._strides)[:, None] + (_CORNERS * size) @ self._strides
-        flat = self.values.reshape(-1)
-        wanted = np.zeros(flat.size, bool)
-        wanted[place] = True
-        new = np.flatnonzero(wanted)
-        new = new[np.isnan(flat[new])]
-        index = np.stack(np.unravel_index(new, self.shape), 1)
-        flat[new] = self.distance((self.low + index * self.step).astype(np.float32))
-        corners: NDArray[np.float32] = flat[place]
-        return corners
-
-    def touched(self, active: NDArray[np.int64], size: int) -> NDArray[np.bool_]:
-        """Mask (m,) of the cells that the surface may pass."""
-        corners = self.corners(active, size)
-        near = np.abs(corners).min(1) < _SLACK * 0.5 * np.sqrt(3) * size * self.step
-        return near | _crossed(corners)
-
-    def close(self, active: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Low corners of all unit cells that the surface passes, from most of them."""
-        known = np.zeros(self.cells, bool)
-        known[tuple(active.T)] = True
-        crossed = [active[_crossed(self.corners(active, 1))]]
-        while len(crossed[-1]):
-            around = (crossed[-1][:, None] + _NEIGHBOURS).reshape(-1, 3)
-            around = around[((around >= 0) & (around < self.cells)).all(1)]
-            around = np.unique(around[~known[tuple(around.T)]], axis=0)
-            known[tuple(around.T)] = True
-            crossed.append(around[_crossed(self.corners(around, 1))])
-        return np.concatenate(crossed)
-
-    def mesh(self, crossed: NDArray[np.int64]) -> Mesh:
-        """Marching cubes over these unit cells."""
-        if not len(crossed):
-            return Mesh.of(np.zeros((0, 3)), np.zeros((0, 3)))
-        low = crossed.min(0)
-        window = tuple(slice(a, b) for a, b in zip(low, crossed.max(0) + 2, strict=True))
-        values = self.values[window]
-        mask = np.zeros(values.shape, bool)
-        mask[tuple((crossed - low + 1).T)] = True
-        vertices, faces, _, _ = marching_cubes(
-            values, 0.0, mask=mask, gradient_direction="descent", allow_degenerate=False
-        )
-        return Mesh.of(self.low + (vertices + low) * self.step, faces)
+    Args:
+        crossings: the cells, with the field's values at their corners.
+        slab_points: lattice points that are held at once.
+    """
+    if not len(crossings.cell):
+        return Mesh.of(np.zeros((0, 3)), np.zeros((0, 3)))
+    low, high = crossings.cell.min(0), crossings.cell.max(0) + 1
+    layers = max(1, slab_points // int(np.prod(high[1:] - low[1:] + 1)) - 1)
+    vertices, faces, count = [], [], 0
+    seam: dict[tuple[float, float], int] = {}
+    for start in range(int(low[0]), int(high[0]), layers):
+        first = np.array([start, low[1], low[2]])
+        last = np.array([min(start + layers, high[0]), high[1], high[2]])
+        part = _mesh_slab(crossings, first, last)
+        if part is None:
+            continue
+        place, corners = part
+        number = np.full(len(place), -1)
+        for own in np.flatnonzero(place[:, 0] == start):
+            number[own] = seam.get((place[own, 1], place[own, 2]), -1)
+        fresh = number < 0
+        number[fresh] = count + np.arange(fresh.sum())
+        count += int(fresh.sum())
+        vertices.append(place[fresh])
+        faces.append(number[corners])
+        seam = {(place[own, 1], place[own, 2]): int(number[own]) for own in np.flatnonzero(place[:, 0] == last[0])}
+    place, corners = _without_points(np.concatenate(vertices), np.concatenate(faces))
+    return Mesh.of(crossings.low + place * crossings.step, corners)
 
 
-def _crossed(corners: NDArray[np.float32]) -> NDArray[np.bool_]:
-    inside = (corners < 0).sum(1)
-    return (inside > 0) & (inside < 8)
+def _without_points(
+    place: NDArray[np.float64], faces: NDArray[np.int64]
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Join the vertices of triangles' edges that have no length, which a lattice point on the surface makes."""
+    edges = np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]])
+    a, b = edges[(place[edges[:, 0]] == place[edges[:, 1]]).all(1)].T
+    if not len(a):
+        return place, faces
+    joined = coo_array((np.ones(len(a), bool), (a, b)), (len(place), len(place)))
+    _, group = connected_components(joined, directed=False)
+    _, first = np.unique(group, return_index=True)
+    faces = group[faces].astype(np.int64)
+    area = (faces != np.roll(faces, 1, axis=1)).all(1)
+    return place[first], faces[area]
+
+
+def _mesh_slab(
+    crossings: Crossings, first: NDArray[np.int64], last: NDArray[np.int64]
+) -> tuple[NDArray[np.float64], NDArray[np.int64]] | None:
+    """Vertices (n, 3) in unit cells of the whole lattice and faces (m, 3) of a slab; None where nothing passes it."""
+    cell = crossings.cell[(crossings.cell[:, 0] >= first[0]) & (crossings.cell[:, 0] < last[0])]
+    if not len(cell):
+        return None
+    chosen = (crossings.point[:, 0] >= first[0]) & (crossings.point[:, 0] <= last[0])
+    values = np.ones(last - first + 1, np.float32)
+    values[tuple((crossings.point[chosen] - first).T)] = crossings.value[chosen]
+    values[values == 0] = _OUTSIDE
+    mask = np.zeros(values.shape, bool)
+    mask[tuple((cell - first + 1).T)] = True
+    place, faces, _, _ = marching_cubes(values, 0.0, mask=mask, gradient_direction="descent")
+    return place.astype(np.float64) + first, faces.astype(np.int64)
 
 
 def clip(mesh: Mesh, plane: NDArray[np.floating]) -> Mesh:

@@ -7,8 +7,10 @@ import pytest
 from numpy.typing import NDArray
 from skimage.measure import marching_cubes
 
-from model.meshing import clip, extract
-from registration.mesh import boundary_vertices, face_areas, sample_surface
+from model.meshing import clip, extract, mesh_crossings
+from model.sparse_lattice import Distance, find_crossings
+from registration.mesh import Mesh, boundary_vertices, face_areas, sample_surface
+from registration.pieces import vertex_pieces
 
 LOW, HIGH = np.array([-100.0, -120.0, -110.0]), np.array([100.0, 120.0, 110.0])
 
@@ -22,25 +24,59 @@ def bumpy(points: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.minimum(shell, apart).astype(np.float32)
 
 
-def test_sparse_surface_is_the_dense_one() -> None:
-    asked = 0
+def dense(field: Distance, low: NDArray[np.float64], step: float, cells: NDArray[np.int64]) -> Mesh:
+    """The slow way: every point of the lattice."""
+    index = np.stack(np.meshgrid(*[np.arange(n + 1) for n in cells], indexing="ij"), -1)
+    values = field((low + index.reshape(-1, 3) * step).astype(np.float32)).reshape(cells + 1)
+    values[values == 0] = 1e-12
+    vertices, faces, _, _ = marching_cubes(values, 0.0, gradient_direction="descent", allow_degenerate=False)
+    return Mesh.of(low + vertices * step, faces)
+
+
+def same_surface(one: Mesh, other: Mesh) -> None:
+    """The same triangles in the same order, which is the lattice's."""
+    assert len(one.faces) == len(other.faces)
+    assert np.allclose(one.vertices[one.faces], other.vertices[other.faces], atol=1e-3)
+
+
+def test_sparse_surface_is_the_dense_one_and_no_point_is_asked_for_twice() -> None:
+    asked: list[NDArray[np.float32]] = []
 
     def counted(points: NDArray[np.float32]) -> NDArray[np.float32]:
-        nonlocal asked
-        asked += len(points)
+        asked.append(points)
         return bumpy(points)
 
-    mesh = extract(counted, LOW, HIGH, 96)
-    step = 240 / 96
     cells = np.array([80, 96, 88])
-    index = np.stack(np.meshgrid(*[np.arange(n + 1) for n in cells], indexing="ij"), -1)
-    values = bumpy((LOW + index.reshape(-1, 3) * step).astype(np.float32)).reshape(cells + 1)
-    vertices, faces, _, _ = marching_cubes(values, 0.0, gradient_direction="descent", allow_degenerate=False)
-    dense = LOW + vertices * step
-    assert len(mesh.faces) == len(faces)
-    order, dense_order = np.lexsort(mesh.vertices.T), np.lexsort(dense.astype(np.float32).T)
-    assert np.allclose(mesh.vertices[order], dense[dense_order], atol=1e-3)
-    assert asked < 0.5 * values.size
+    same_surface(extract(counted, LOW, HIGH, 96), dense(bumpy, LOW, 2.5, cells))
+    points = np.concatenate(asked)
+    assert len(np.unique(points, axis=0)) == len(points)
+    assert len(points) < 0.2 * np.prod(cells + 1)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_pieces_smaller_than_a_coarse_cell_are_found(seed: int) -> None:
+    """Balls and thin shells anywhere, of distances that are cut off at 25 mm as the training's are."""
+    rng = np.random.default_rng(seed)
+    low, high = np.zeros(3), np.array([240.0, 60.0, 60.0])
+    centres = np.stack([np.linspace(20, 220, 8), *rng.uniform(15, 45, (2, 8))], 1)
+    radii = rng.uniform(1.7, 10.0, 8)  # a coarse cell is 7.5 mm wide, a fine one 1.9
+
+    def field(points: NDArray[np.float32]) -> NDArray[np.float32]:
+        away = np.linalg.norm(points[:, None] - centres.astype(np.float32), axis=2) - radii
+        away[:, ::2] = np.abs(away[:, ::2]) - 0.4
+        return np.minimum(away.min(1), 25).astype(np.float32)
+
+    found = extract(field, low, high, 128)
+    same_surface(found, dense(field, low, 240 / 128, np.array([128, 32, 32])))
+    assert len(np.unique(vertex_pieces(found))) >= 8
+
+
+def test_slabs_are_welded_without_seams() -> None:
+    crossings = find_crossings(bumpy, LOW, HIGH, 96)
+    whole, slabs = mesh_crossings(crossings), mesh_crossings(crossings, slab_points=40_000)
+    same_surface(slabs, whole)
+    assert len(slabs.vertices) == len(whole.vertices)
+    assert not boundary_vertices(slabs.faces, len(slabs.vertices)).any()
 
 
 def test_sphere_is_closed_turned_outwards_and_exact() -> None:
