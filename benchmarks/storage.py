@@ -40,10 +40,11 @@ from pipeline.batches import DeformationBatches, IdentityBatches, IdentityCounts
 from pipeline.config import PipelineConfig, preset_config
 from pipeline.release_build import build_release
 from pipeline.release_verify import verify_release
+from pipeline.row_decoding import Walk, decode_rows
 from pipeline.sample import run_sample
 from pipeline.sample_blocks import GROUP_BLOCKS, block_count
 from pipeline.sample_config import SampleConfig
-from pipeline.sample_format import COLUMNS, DECODERS, SAMPLES_ROOT, decode_surface, encode_rows, encode_samples
+from pipeline.sample_format import COLUMNS, SAMPLES_ROOT, SETS, encode_rows, encode_samples
 from pipeline.sample_groups import find_damaged, group_path, put_group, remove_group
 from pipeline.sample_sources import SampleSources
 from pipeline.samplers import open_samplers
@@ -223,7 +224,7 @@ def simulated(bench: Bench, rows: int) -> dict[str, NDArray]:
 def group_of(stored: Mapping[str, NDArray], subject: int) -> dict[str, bytes]:
     """A subject's group: the same rows begun elsewhere."""
     moved = {n: c if n == "anchors" else np.roll(c, 977 * subject, axis=0) for n, c in stored.items()}
-    rows = {part: len(moved[columns[0]]) for part, (columns, _) in DECODERS.items() if columns[0] in moved}
+    rows = {part: len(moved[columns[0]]) for part, columns in SETS.items() if columns[0] in moved}
     return encode_samples(moved, {"rows": rows})
 
 
@@ -249,6 +250,11 @@ class _RowNumbers:
         return np.zeros((1, 3), np.float32)
 
 
+def rows_taken(block: Mapping[str, NDArray], walk: Walk, count: int) -> NDArray[np.int64]:
+    """Numbers of the rows that a walk takes."""
+    return np.asarray(block["row"][(walk.row + walk.stride * np.arange(count)) % len(block["row"])])
+
+
 def measure_reading(bench: Bench) -> Row:
     """Batches of 32 subjects x 1,000 points, over a float32 memory map that hands out the same rows."""
     subjects, rows, points, batch = (32, 20_000, 1000, 32) if bench.quick else (64, 150_000, 1000, 32)
@@ -259,7 +265,7 @@ def measure_reading(bench: Bench) -> Row:
     sources = []
     for subject in range(subjects):
         sources.append(source_of(store, subject, group_of(stored, subject)))
-        decoded = decode_surface(sources[-1].read("surface", 0, rows))
+        decoded = decode_rows("surface", sources[-1].read("surface", 0, rows))
         plain[subject, :, :3], plain[subject, :, 3:6] = decoded["surface"], decoded["normal"]
         plain[subject, :, 6], plain[subject, :, 7] = decoded["region"], decoded["observed"]
     plain.flush()
@@ -274,7 +280,7 @@ def measure_reading(bench: Bench) -> Row:
     for step in range(steps):
         scans, visits = batches._drawn(step)
         each = zip(scans, visits, strict=True)
-        picked = [[b["row"][pick] for b, pick in shuffler.take(s, "surface", v * points, points)] for s, v in each]
+        picked = [[rows_taken(*one) for one in shuffler.take(s, "surface", v * points, points)] for s, v in each]
         taken.append((scans, [np.concatenate(p) for p in picked]))
     begun = time.process_time()
     for scans, picks in taken:
@@ -434,7 +440,7 @@ def build_big(bench: Bench) -> Row:
     manifest = run_sample(workspace, key)
     sampled_mib = peak_mib()
     scan = ShardSource(workspace.store, key, manifest.outputs)
-    held = [part for part in DECODERS if scan.rows(part)]
+    held = [part for part in SETS if scan.rows(part)]
     stored = {name: c for part in held for name, c in scan.read(part, 0, scan.rows(part)).items()}
     stored["anchors"] = scan.anchors_mm()
     store = LocalStore(bench.folder / "big")
@@ -654,7 +660,7 @@ def refused(read: Callable[[], Any], path: str) -> bool:
 def read_everything(store: LocalStore, manifest: Manifest) -> None:
     """Read a scan's group as a loader would."""
     source = ShardSource(store, manifest.key, manifest.outputs)
-    for part, (columns, _) in DECODERS.items():
+    for part, columns in SETS.items():
         if source.rows(part):
             assert set(source.read(part, 0, source.rows(part))) == set(columns) <= set(COLUMNS)
     if source.rows("surface"):

@@ -18,7 +18,8 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.sample_format import DECODERS, DeformationSamples, IdentitySamples, Raw
+from pipeline.row_decoding import empty_rows, take_rows
+from pipeline.sample_format import DeformationSamples, IdentitySamples
 from pipeline.scan_rows import BlockCache, MemorySource, ScanSource, Shuffler
 from storage.digest import digest_json
 from storage.errors import ConfigError, one_line
@@ -111,28 +112,18 @@ class _Batches(ABC):
     def batch_at(self, step: int) -> Batch:
         """The batch of a step; the same for the same step, whatever came before."""
         scans, visits = self._drawn(step)
-        stored: dict[str, dict[str, NDArray]] = {part: {} for part in self._counts}
-        done = dict.fromkeys(self._counts, 0)
-        for scan, visit in zip(scans, visits, strict=True):  # all of a scan at once: it may be drawn from its meshes
-            for part, count in self._counts.items():
-                for block, pick in self._shuffler.take(scan, part, visit * count, count):
-                    rows = slice(done[part], done[part] + len(pick))
-                    self._gather(block, pick, stored[part], rows, self._batch * count)
-                    done[part] = rows.stop
+        decoded = {part: empty_rows(part, self._batch * count) for part, count in self._counts.items()}
+        for place, (scan, visit) in enumerate(zip(scans, visits, strict=True)):
+            for part, count in self._counts.items():  # all of a scan at once: it may be drawn from its meshes
+                at = place * count
+                for block, walk, taken in self._shuffler.take(scan, part, visit * count, count):
+                    take_rows(part, block, walk, decoded[part], at, at + taken)
+                    at += taken
         batch = self._labelled(np.array(scans, np.int64))
         for part, count in self._counts.items():
-            _, decode = DECODERS[part]
-            for name, values in decode(stored[part]).items():
+            for name, values in decoded[part].items():
                 batch[name] = values.reshape(self._batch, count, *values.shape[1:])
         return batch if self._prepare is None else self._prepare(batch)
-
-    @staticmethod
-    def _gather(block: Raw, pick: NDArray[np.int64], stored: dict[str, NDArray], rows: slice, length: int) -> None:
-        """Copy some rows of a block to their place in a batch's columns of ``length`` rows."""
-        for name, column in block.items():
-            if name not in stored:
-                stored[name] = np.empty((length, *column.shape[1:]), column.dtype)
-            column.take(pick, axis=0, out=stored[name][rows], mode="clip")
 
     def _drawn(self, step: int) -> tuple[list[int], list[int]]:
         total = len(self._sources)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from registration.template import REGIONS
-from storage.quantise import Column, decode_octahedral, encode_octahedral
+from storage.quantise import Column, encode_octahedral
 from storage.shards import encode_group
 
 SAMPLES_ROOT = "samples.zarr"
@@ -73,7 +73,10 @@ class DeformationSamples:
 POSITION_STEP_MM = 0.01
 NEAR_STEP_MM = 0.005
 SPACE_STEP_MM = 0.02
-_CENTRE_MM = -327.68
+WEIGHT_STEP = 1 / 255
+CENTRE_MM = -327.68
+"""What a stored position of 0 stands for."""
+
 _REGION_ATTRIBUTES = {"flag_values": list(range(len(REGIONS))), "flag_meanings": " ".join(REGIONS)}
 _FLAG_ATTRIBUTES = {"flag_masks": [FACE, OBSERVED], "flag_meanings": "face observed"}
 _NORMAL_ATTRIBUTES = {"encoding": "octahedral, two bytes; code 0..254 maps to -1..1", "frame": "head"}
@@ -81,7 +84,7 @@ _NORMAL_ATTRIBUTES = {"encoding": "octahedral, two bytes; code 0..254 maps to -1
 
 def _position(name: str, rows: str, meaning: str) -> Column:
     where = {"frame": "head"}
-    return Column(name, "uint16", (rows, "xyz"), meaning, POSITION_STEP_MM, _CENTRE_MM, "mm", where)
+    return Column(name, "uint16", (rows, "xyz"), meaning, POSITION_STEP_MM, CENTRE_MM, "mm", where)
 
 
 def _distance(name: str, rows: str, step: float) -> Column:
@@ -123,18 +126,21 @@ COLUMNS: Mapping[str, Column] = {
             {"frame": "head"},
         ),
         _region("pair_region", "pair"),
-        Column("pair_weight", "uint8", ("pair",), "confidence from 0 to 1", 1 / 255, 0.0, "1"),
+        Column("pair_weight", "uint8", ("pair",), "confidence from 0 to 1", WEIGHT_STEP, 0.0, "1"),
         Column(
             "anchors", "float32", ("anchor", "xyz"), "anchor of the subject", unit="mm", attributes={"frame": "head"}
         ),
     )
 }
 
-SURFACE = ("surface_position", "surface_normal", "surface_region", "surface_flags")
-NEAR = ("near_position", "near_distance", "near_flags")
-SPACE = ("space_position", "space_distance", "space_flags")
-COLOR = ("color_position", "color_value")
-PAIRS = ("pair_canonical", "pair_displacement", "pair_region", "pair_weight")
+SETS: Mapping[str, tuple[str, ...]] = {
+    "surface": ("surface_position", "surface_normal", "surface_region", "surface_flags"),
+    "near": ("near_position", "near_distance", "near_flags"),
+    "space": ("space_position", "space_distance", "space_flags"),
+    "color": ("color_position", "color_value"),
+    "pairs": ("pair_canonical", "pair_displacement", "pair_region", "pair_weight"),
+}
+"""The columns of each set of samples, whose rows belong together."""
 
 Raw = Mapping[str, NDArray]
 """Stored values by column name, all with the same rows."""
@@ -161,7 +167,7 @@ def quantise_samples(samples: IdentitySamples | DeformationSamples, where: str) 
 
 
 def encode_rows(part: str, rows: Mapping[str, NDArray], where: str) -> dict[str, NDArray]:
-    """Stored values of a set's rows, given as a batch holds them; ``DECODERS`` lead back.
+    """Stored values of a set's rows, given as a batch holds them; ``row_decoding`` leads back.
 
     Raises:
         ScanRejected: a point lies too far out to be stored.
@@ -199,67 +205,8 @@ def encode_samples(stored: Raw, attributes: Mapping[str, Any]) -> dict[str, byte
     return encode_group({name: (COLUMNS[name], stored[name]) for name in COLUMNS if name in stored}, attributes)
 
 
-def _decode(raw: Raw, name: str) -> NDArray:
-    return COLUMNS[name].decode(raw[name])
-
-
-def decode_surface(raw: Raw) -> dict[str, NDArray]:
-    """Surface rows as a batch holds them: ``surface``, ``normal``, ``region``, ``face``, ``observed``."""
-    return {
-        "surface": _decode(raw, "surface_position"),
-        "normal": decode_octahedral(raw["surface_normal"]),
-        "region": raw["surface_region"],
-        "face": (raw["surface_flags"] & FACE) != 0,
-        "observed": (raw["surface_flags"] & OBSERVED) != 0,
-    }
-
-
-def decode_near(raw: Raw) -> dict[str, NDArray]:
-    """Near rows as a batch holds them: ``near``, ``near_sdf``, ``near_observed``."""
-    return {
-        "near": _decode(raw, "near_position"),
-        "near_sdf": _decode(raw, "near_distance"),
-        "near_observed": (raw["near_flags"] & OBSERVED) != 0,
-    }
-
-
-def decode_space(raw: Raw) -> dict[str, NDArray]:
-    """Space rows as a batch holds them: ``space``, ``space_sdf``, ``space_observed``."""
-    return {
-        "space": _decode(raw, "space_position"),
-        "space_sdf": _decode(raw, "space_distance"),
-        "space_observed": (raw["space_flags"] & OBSERVED) != 0,
-    }
-
-
-def decode_color(raw: Raw) -> dict[str, NDArray]:
-    """Coloured points as a batch holds them: ``colored``, ``color`` (uint8 sRGB)."""
-    return {"colored": _decode(raw, "color_position"), "color": raw["color_value"]}
-
-
-def decode_pairs(raw: Raw) -> dict[str, NDArray]:
-    """Pairs as a batch holds them: ``canonical``, ``posed``, ``pair_region``, ``weight``."""
-    canonical = _decode(raw, "pair_canonical")
-    return {
-        "canonical": canonical,
-        "posed": canonical + _decode(raw, "pair_displacement"),
-        "pair_region": raw["pair_region"],
-        "weight": _decode(raw, "pair_weight"),
-    }
-
-
-DECODERS: Mapping[str, tuple[tuple[str, ...], Callable[[Raw], dict[str, NDArray]]]] = {
-    "surface": (SURFACE, decode_surface),
-    "near": (NEAR, decode_near),
-    "space": (SPACE, decode_space),
-    "color": (COLOR, decode_color),
-    "pairs": (PAIRS, decode_pairs),
-}
-"""For each set of samples, its columns and how stored rows become what a batch holds."""
-
-
 def row_bytes(part: str) -> int:
     """Bytes that a decoded but still quantised row of a set takes in memory."""
     width = {"xyz": 3, "uv": 2, "rgb": 3}
-    columns = (COLUMNS[name] for name in DECODERS[part][0])
+    columns = (COLUMNS[name] for name in SETS[part])
     return sum(np.dtype(c.dtype).itemsize * width.get(c.dimensions[-1], 1) for c in columns)

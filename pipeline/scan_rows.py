@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from math import gcd
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.row_decoding import Walk
 from pipeline.sample_blocks import GROUP_BLOCKS, rows_of_block
 from pipeline.sample_format import (
     COLUMNS,
-    DECODERS,
     SAMPLES_ROOT,
+    SETS,
     DeformationSamples,
     IdentitySamples,
     Raw,
@@ -23,6 +24,8 @@ from pipeline.sample_format import (
 )
 from storage.shards import CHUNK_ROWS, GroupReader, StoredFile
 from storage.store import Store
+
+D = TypeVar("D")
 
 
 class ScanSource(Protocol):
@@ -54,7 +57,7 @@ class ShardSource:
         return int(self._group.attributes["rows"].get(part, 0))
 
     def read(self, part: str, start: int, stop: int) -> Raw:
-        return {name: self._group.read(name, start, stop) for name in DECODERS[part][0]}
+        return {name: self._group.read(name, start, stop) for name in SETS[part]}
 
     def anchors_mm(self) -> NDArray[np.float32]:
         return self._group.read("anchors").astype(np.float32)
@@ -73,10 +76,10 @@ class MemorySource:
             self._stored |= quantise_samples(one, "samples in memory")
 
     def rows(self, part: str) -> int:
-        return len(self._stored.get(DECODERS[part][0][0], ()))
+        return len(self._stored.get(SETS[part][0], ()))
 
     def read(self, part: str, start: int, stop: int) -> Raw:
-        return {name: self._stored[name][start:stop] for name in DECODERS[part][0]}
+        return {name: self._stored[name][start:stop] for name in SETS[part]}
 
     def anchors_mm(self) -> NDArray[np.float32]:
         anchors: NDArray[np.float32] = self._stored["anchors"]
@@ -132,29 +135,26 @@ class Shuffler:
 
     def __init__(self, sources: Sequence[ScanSource], seed: int, cache: BlockCache) -> None:
         self._sources, self._seed, self._cache = sources, seed, cache
-        self._drawn: OrderedDict[tuple[int, ...], NDArray[np.int64]] = OrderedDict()
+        self._drawn: OrderedDict[tuple[int, ...], Any] = OrderedDict()
 
     def order(self, count: int, *words: int) -> NDArray[np.int64]:
         """The permutation of ``count`` things that belongs to some words."""
         return self._kept((0, count, *words), lambda rng: rng.permutation(count))
 
-    def _walk(self, count: int, *words: int) -> NDArray[np.int64]:
-        """Start and stride of the walk through ``count`` rows that belongs to some words."""
-        return self._kept(
-            (1, count, *words), lambda rng: np.array([rng.integers(count), _stride(rng, count)], np.int64)
-        )
+    def _walk(self, count: int, *words: int) -> Walk:
+        """The walk through ``count`` rows that belongs to some words."""
+        return self._kept((1, count, *words), lambda rng: Walk(int(rng.integers(count)), _stride(rng, count)))
 
-    def _kept(
-        self, words: tuple[int, ...], draw: Callable[[np.random.Generator], NDArray[np.int64]]
-    ) -> NDArray[np.int64]:
+    def _kept(self, words: tuple[int, ...], draw: Callable[[np.random.Generator], D]) -> D:
         if words not in self._drawn:
             self._drawn[words] = draw(np.random.default_rng([self._seed, *words]))
             while len(self._drawn) > 12 * len(self._sources) + 64:
                 self._drawn.popitem(last=False)
-        return self._drawn[words]
+        drawn: D = self._drawn[words]
+        return drawn
 
-    def take(self, scan: int, part: str, start: int, count: int) -> Iterator[tuple[Raw, NDArray[np.int64]]]:
-        """Rows ``start`` to ``start + count`` of a scan's stream: blocks, and which of their rows in which order.
+    def take(self, scan: int, part: str, start: int, count: int) -> Iterator[tuple[Raw, Walk, int]]:
+        """Rows ``start`` to ``start + count`` of a scan's stream: blocks, the walk through each, and how far it goes.
 
         Each pass has its own order of the groups of blocks, and its own stride through each block.
         """
@@ -166,8 +166,7 @@ class Shuffler:
             length = rows_of_block(rows, number)
             taken = min(count, length - inside)
             first, stride = self._walk(length, scan, word, turn, number)
-            pick = (first + stride * np.arange(inside, inside + taken)) % length
-            yield self._cache.block(scan, part, number), pick
+            yield self._cache.block(scan, part, number), Walk((first + stride * inside) % length, stride), taken
             start += taken
             count -= taken
 

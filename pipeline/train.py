@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.batches import DeformationBatches, IdentityBatches, IdentityCounts
-from pipeline.sample_format import decode_surface
+from pipeline.row_decoding import decode_rows
 from pipeline.sample_sources import SampleSources
 from pipeline.scan_rows import ScanSource
 from pipeline.train_config import STEP_VERSION, Metrics, TrainConfig
@@ -245,7 +245,7 @@ def against_parent(parent: HeadModel, head: HeadModel, scans: TrainingScans) -> 
         subject, source = scans.subjects[place], scans.subject_sources[place]
         change = head.identity_code(subject) - parent.identity_code(subject)
         moved.append(float(np.mean((change / spread) ** 2)))
-        surface = decode_surface(source.read("surface", 0, min(source.rows("surface"), _POINTS_AGAINST_PARENT)))
+        surface = decode_rows("surface", source.read("surface", 0, min(source.rows("surface"), _POINTS_AGAINST_PARENT)))
         points = surface["surface"][surface["face"] & surface["observed"]]
         new.append(np.abs(head.sdf(points, subject)))
         old.append(np.abs(parent.sdf(points, subject)))
@@ -302,7 +302,7 @@ def head_box_mm(sources: Sequence[ScanSource]) -> NDArray[np.float64]:
     """Corners (2, 3) of the box around all surface samples of all subjects, head frame, with a margin."""
     corners = []
     for source in sources:
-        surface = decode_surface(source.read("surface", 0, source.rows("surface")))["surface"]
+        surface = decode_rows("surface", source.read("surface", 0, source.rows("surface")))["surface"]
         corners.append((surface.min(0) - _BOX_MARGIN_MM, surface.max(0) + _BOX_MARGIN_MM))
     return np.stack([np.min([low for low, _ in corners], 0), np.max([high for _, high in corners], 0)]).astype(float)
 

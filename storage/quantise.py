@@ -94,13 +94,14 @@ def encode_octahedral(normals: NDArray[np.floating]) -> NDArray[np.uint8]:
 def decode_octahedral(codes: NDArray[np.uint8]) -> NDArray[np.float32]:
     """What ``encode_octahedral`` wrote, as float32 unit vectors (n, 3)."""
     place = np.ascontiguousarray(codes).view("<u2")[..., 0].astype(np.intp)
-    return _octahedral_table().take(place, axis=0, mode="clip")
+    return octahedral_table().take(place, axis=0, mode="clip")
 
 
 @cache
-def _octahedral_table() -> NDArray[np.float32]:
+def octahedral_table() -> NDArray[np.float32]:
+    """(65536, 3) the unit vector of each pair of bytes, the second byte counting 256."""
     axis = np.arange(256) / 127.0 - 1.0
-    x, y = (a.ravel() for a in np.meshgrid(axis, axis))  # the second byte counts 256
+    x, y = (a.ravel() for a in np.meshgrid(axis, axis))
     z = 1 - np.abs(x) - np.abs(y)
     slip = np.maximum(-z, 0)
     v = np.stack([x - np.copysign(slip, x), y - np.copysign(slip, y), z], 1)

@@ -136,14 +136,16 @@ class LocalStore(Store):
         self.url = str(self.root)
 
     def _file(self, path: str) -> Path:
-        return self.root / check_path(path)
+        return Path(f"{self.url}/{check_path(path)}")
 
     def _inside(self, path: str) -> Path:
         file = self._file(path)
-        real = os.path.realpath(file)
-        if not real.startswith(str(self.root) + os.sep):
-            why = f"a link leads to {real}"
-            raise StorageConflict(one_line("lies outside the store", str(file), why, "remove the link"))
+        at = self.url
+        for part in path.split("/"):  # what lies above the store is resolved already
+            at = f"{at}/{part}"
+            if os.path.islink(at) and not (real := os.path.realpath(at)).startswith(f"{self.url}{os.sep}"):
+                why = f"a link leads to {real}"
+                raise StorageConflict(one_line("lies outside the store", str(file), why, "remove the link"))
         return file
 
     def get(self, path: str) -> bytes:

@@ -5,12 +5,12 @@ import numpy as np
 import pytest
 
 from pipeline.batches import DeformationBatches, IdentityBatches, IdentityCounts
+from pipeline.row_decoding import decode_rows
 from pipeline.sample_blocks import GROUP_BLOCKS
 from pipeline.sample_format import (
     SAMPLES_ROOT,
     DeformationSamples,
     IdentitySamples,
-    decode_near,
     encode_samples,
     quantise_samples,
 )
@@ -184,7 +184,7 @@ def test_a_pass_goes_through_every_group_of_blocks_and_jumps_anywhere() -> None:
     samples = [_identity(0, 1, rows, 1)]
     whole = IdentityBatches.in_memory(samples, counts=IdentityCounts(0, rows, 0), batch=1, seed=3, ahead=0)
     seen = next(whole)["near"][0]
-    stored = decode_near(MemorySource(*samples).read("near", 0, rows))["near"]
+    stored = decode_rows("near", MemorySource(*samples).read("near", 0, rows))["near"]
     assert np.array_equal(np.sort(seen, axis=0), np.sort(stored, axis=0))
     parts = IdentityBatches.in_memory(samples, counts=IdentityCounts(0, 10_007, 0), batch=1, seed=3, ahead=0)
     for step in (11, 3, 0):

@@ -20,7 +20,7 @@ from pipeline.release_build import build_release
 from pipeline.release_diff import diff_releases
 from pipeline.release_documents import MANIFEST_PATH, UNFINISHED_PATH, list_built, unfinished_note
 from pipeline.release_verify import verify_release
-from pipeline.sample_format import DECODERS
+from pipeline.row_decoding import decode_rows
 from pipeline.workspace import Workspace
 from storage.errors import ConfigError, StorageConflict
 from storage.store import LocalStore, ObjectStore, Store
@@ -71,7 +71,7 @@ def test_a_release_is_read_in_a_few_lines(finished, tmp_path):
     assert len(release.clean(key).vertices) == len(release.clean(key, watertight=True).faces) * 3 == 30
     assert len(release.registration(key).vertices) == 30
     assert release.frame(key)["T_world_from_head"] == np.eye(4).tolist()
-    rows = DECODERS["pairs"][1](release.samples(key).read("pairs", 0, 200))
+    rows = decode_rows("pairs", release.samples(key).read("pairs", 0, 200))
     assert np.abs(rows["canonical"]).max() <= 90.01
     assert not release.about[key].canonical
     assert release.about[names.scan("xq-17/neutral")].canonical

@@ -16,6 +16,7 @@ from pipeline.batches import DeformationBatches, IdentityBatches, IdentityCounts
 from pipeline.config import PipelineConfig
 from pipeline.deformation_samples import DeformationSampler, deformation_figures
 from pipeline.identity_samples import IDENTITY_PARTS, IdentitySampler, identity_figures
+from pipeline.row_decoding import decode_rows
 from pipeline.sample import run_sample
 from pipeline.sample_config import (
     STEP_VERSION,
@@ -26,7 +27,6 @@ from pipeline.sample_config import (
     SampleThresholds,
     judge_sample,
 )
-from pipeline.sample_format import decode_color, decode_near
 from pipeline.sample_groups import find_damaged, remove_group
 from pipeline.sample_sources import SampleSources
 from pipeline.scan_rows import ShardSource
@@ -343,7 +343,7 @@ def test_colour_is_that_of_the_seen_surface(tmp_path: Path) -> None:
         SampleSources(one).open("001/neutral", run_sample(one, "001/neutral")) for one in (coloured, bare)
     )
     assert without.rows("color") == 0
-    rows = decode_color(with_colour.read("color", 0, with_colour.rows("color")))
+    rows = decode_rows("color", with_colour.read("color", 0, with_colour.rows("color")))
     assert len(rows["color"]) == 4000
     assert np.abs(rows["color"] - (127 + rows["colored"])).max() < 2
     assert np.abs(np.linalg.norm(rows["colored"], axis=1) - RADIUS_MM).max() < 0.6
@@ -356,7 +356,7 @@ def test_every_scan_can_have_distances_of_its_own(tmp_path: Path) -> None:
     workspace = _workspace(tmp_path, identity=SMALL.model_copy(update={"every_scan": True}))
     manifest = run_sample(workspace, "001/smile")
     smile = SampleSources(workspace).open("001/smile", manifest)
-    near = decode_near(smile.read("near", 0, smile.rows("near")))
+    near = decode_rows("near", smile.read("near", 0, smile.rows("near")))
     rim_mm = np.pi * RADIUS_MM / 40 / 2
     assert len(near["near"]) == 4000
     assert np.abs(near["near_sdf"] - (np.linalg.norm(near["near"], axis=1) - RADIUS_MM)).max() < rim_mm

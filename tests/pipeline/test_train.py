@@ -21,8 +21,8 @@ from model.config import (
 )
 from pipeline.config import PipelineConfig
 from pipeline.sample_format import (
-    DECODERS,
     SAMPLES_ROOT,
+    SETS,
     DeformationSamples,
     IdentitySamples,
     encode_samples,
@@ -149,7 +149,7 @@ def _workspace(root: Path, config: PipelineConfig | None = None) -> Workspace:
             stored: dict[str, Any] = {}
             for one in _samples(subject, expression):
                 stored |= quantise_samples(one, key)
-            rows = {part: len(stored[columns[0]]) for part, (columns, _) in DECODERS.items() if columns[0] in stored}
+            rows = {part: len(stored[columns[0]]) for part, columns in SETS.items() if columns[0] in stored}
             outputs: dict[str, bytes | Output] = {}
             for path, data in encode_samples(stored, {"rows": rows}).items():
                 place = f"{SAMPLES_ROOT}/{key}/{path}"
