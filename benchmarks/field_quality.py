@@ -35,10 +35,10 @@ from model.trained_model import TrainedModel, new_model
 from model.training_data import TrainingData
 from model.training_figures import training_figures
 from model.units import MM_PER_UNIT, to_units
-from pipeline.batches import DeformationBatches, IdentityBatches, IdentityCounts
+from pipeline.batches import DeformationBatches, IdentityBatches
 from pipeline.config import preset_config
 from pipeline.opening import open_workspace
-from pipeline.train import TrainingScans, training_scans
+from pipeline.train import TrainingScans, deformation_batches, identity_batches, training_scans
 from pipeline.train_config import TrainConfig
 from pipeline.workspace import Workspace
 from registration.anchors import with_anchors
@@ -121,23 +121,13 @@ class TrainingSet:
         self, config: TrainConfig, anchors_mm: NDArray | None = None, pairs: int | None = None
     ) -> TrainingSet:
         """The same with batches as a config asks for them, and perhaps other anchors (subjects, K, 3)."""
-        scans = self.scans
-        counts = IdentityCounts(config.surface_points, config.near_points, config.space_points)
-        identity = IdentityBatches(
-            scans.subject_sources, counts, min(config.subjects_per_step, len(scans.subjects)), seed=1
-        )
+        identity = identity_batches(config, self.scans, seed=1)
         if anchors_mm is not None:
             identity.anchors_mm = anchors_mm.astype(np.float32)
-        deformation = DeformationBatches(
-            scans.scan_sources,
-            scans.subject_of_scan(),
-            config.pair_points,
-            min(config.scans_per_step, len(scans.scans)),
-            seed=2,
-        )
+        deformation = deformation_batches(config, self.scans, seed=2)
         pairs = self.workspace.template().anchor_pairs if pairs is None else pairs
         mean = identity.anchors_mm.mean(0, dtype=np.float64)
-        data = TrainingData(identity, deformation, len(scans.subjects), len(scans.scans), mean, pairs)
+        data = TrainingData(identity, deformation, len(self.scans.subjects), len(self.scans.scans), mean, pairs)
         return replace(self, identity=identity, deformation=deformation, data=data)
 
 

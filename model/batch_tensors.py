@@ -9,7 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from model.losses import DeformationSamplesBatch, IdentitySamplesBatch
+from model.deformation_losses import DeformationSamplesBatch, PosedSamplesBatch
+from model.losses import IdentitySamplesBatch
 from model.units import to_units
 
 
@@ -42,10 +43,18 @@ class BatchTensors:
         )
 
     def deformation(self, batch: Mapping[str, NDArray]) -> DeformationSamplesBatch:
-        """A batch for the deformation field."""
-        return DeformationSamplesBatch(
-            self.lengths(batch["canonical"]), self.lengths(batch["posed"]), self.tensor(batch["weight"])
-        )
+        """A batch for the deformation field, with samples of the posed heads where it has both kinds."""
+        samples = None
+        if "surface" in batch and "near" in batch:
+            samples = PosedSamplesBatch(
+                surface=self.lengths(batch["surface"]),
+                surface_weight=self._confidence(batch["observed"]),
+                near=self.lengths(batch["near"]),
+                near_sdf=self.lengths(batch["near_sdf"]),
+                near_weight=self._confidence(batch["near_observed"]),
+            )
+        pairs = self.lengths(batch["canonical"]), self.lengths(batch["posed"]), self.tensor(batch["weight"])
+        return DeformationSamplesBatch(*pairs, samples)
 
     def tensor(self, array: NDArray) -> Tensor:
         """An array as it is."""

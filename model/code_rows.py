@@ -11,7 +11,7 @@ import torch
 from model.checkpoint import decode, encode
 from storage.errors import ConfigError, one_line
 
-_TABLES = {"identity": "subjects", "expression": "scans"}
+_TABLES = {"identity": "subjects", "expression": "scans", "appearance": "subjects"}
 """The tables in ``codes.safetensors``, and where ``config.json`` names their rows."""
 
 
@@ -60,8 +60,13 @@ class NamedCodes:
         """
         told = self._told()
         tables, values = decode(self.codes, "codes.safetensors")
-        for table, renamed in (("identity", subjects), ("expression", scans)):
-            names: list[str] = told[_TABLES[table]]
+        if not {"identity", "expression"} <= set(tables) <= set(_TABLES):
+            why = f"it has {', '.join(sorted(tables)) or 'nothing'}"
+            raise ConfigError(one_line("holds no codes of a model", "codes.safetensors", why, "train the model again"))
+        before = {kind: list(told[kind]) for kind in ("subjects", "scans")}
+        for table in sorted(tables):
+            renamed = subjects if _TABLES[table] == "subjects" else scans
+            names = before[_TABLES[table]]
             if len(names) != len(tables[table]):
                 why = f"{len(tables[table])} {table} codes for {len(names)} names"
                 raise ConfigError(one_line("codes and names disagree", "model folder", why, "train the model again"))
@@ -78,14 +83,14 @@ class NamedCodes:
             ConfigError: the config is damaged.
         """
         told = self._told()
-        for table, renamed in (("identity", subjects), ("expression", scans)):
-            told[_TABLES[table]] = sorted(renamed[name] for name in told[_TABLES[table]] if name in renamed)
+        for kind, renamed in (("subjects", subjects), ("scans", scans)):
+            told[kind] = sorted(renamed[name] for name in told[kind] if name in renamed)
         return json.dumps(told, indent=1, sort_keys=True).encode()
 
     def _told(self) -> dict[str, list[str]]:
         try:
             told: dict[str, list[str]] = json.loads(self.config)
-            for name in _TABLES.values():
+            for name in ("subjects", "scans"):
                 if not all(isinstance(one, str) for one in told[name]):
                     raise TypeError(f"{name} are no list of names")
         except (ValueError, KeyError, TypeError) as error:

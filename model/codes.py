@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
 from model.config import IdentityConfig
+from storage.errors import ConfigError, one_line
 
 
 @dataclass(frozen=True)
@@ -64,3 +68,26 @@ class CodeBook(nn.Module):
     def forward(self, index: Tensor) -> Tensor:
         """(B,) int64 to (B, size); the gradient is sparse, so that only these lines are moved by a step."""
         return torch.nn.functional.embedding(index, self.codes, sparse=True)
+
+
+def code_of(told: str | ArrayLike, names: Sequence[str], codes: NDArray[np.float32], kind: str) -> NDArray[np.float32]:
+    """The code (D,) of a name; a code is checked and passed through.
+
+    Args:
+        told: a name, or a code.
+        names, codes: (n,) names and (n, D) their codes.
+        kind: what the names are of, for messages.
+
+    Raises:
+        ConfigError: no such name, or a code of another length.
+    """
+    if isinstance(told, str):
+        if told not in names:
+            known = ", ".join(list(names)[:6]) + (", ..." if len(names) > 6 else "")
+            raise ConfigError(one_line(f"no such {kind} in the model", told, f"it has {known}", "name one of these"))
+        return np.asarray(codes[names.index(told)], np.float32)
+    code = np.asarray(told, np.float32)
+    if code.shape != codes.shape[1:]:
+        why = f"shape {code.shape}, the model's are {codes.shape[1:]}"
+        raise ConfigError(one_line(f"is no {kind} code of this model", "code", why, "use this model's own codes"))
+    return code

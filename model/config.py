@@ -97,12 +97,23 @@ class RegionConfig(_Frozen):
     )
 
 
+class ColorConfig(_Frozen):
+    """The colour field: one network that gives canonical points a colour, with a code of its own (MonoNPHM)."""
+
+    appearance_dim: int = Field(default=32, ge=1, description="entries of the appearance code")
+    hidden: tuple[int, ...] = Field(default=(128, 128, 128), min_length=1, description="outputs of the hidden layers")
+    coordinate_gain: float = Field(
+        default=12.0, gt=0, description="positions are multiplied by this before the first layer"
+    )
+
+
 class FieldConfig(_Frozen):
     """All fields: the architecture of a head model."""
 
     identity: IdentityConfig = IdentityConfig()
     deformation: DeformationConfig = DeformationConfig()
     regions: RegionConfig | None = Field(default=None, description="the region field; left out, there is none")
+    color: ColorConfig | None = Field(default=None, description="the colour field; left out, there is none")
 
 
 class IdentityLossWeights(_Frozen):
@@ -114,7 +125,7 @@ class IdentityLossWeights(_Frozen):
     space_sdf: float = Field(default=0.0, ge=0, description="exp(-10 |sdf|) at space points, which need no distances")
     near_sdf: float = Field(default=1.0, ge=0, description="absolute error of the distance near the surface")
     space_sdf_direct: float = Field(default=0.5, ge=0, description="absolute error of the distance, clamped, in space")
-    lat_reg: float = Field(default=0.01, ge=0, description="squared length of the identity code")
+    lat_reg: float = Field(default=0.01, ge=0, description="squared length of the identity code (MonoNPHM's reg_shape)")
     anchors: float = Field(default=100.0, ge=0, description="mean squared error of predicted anchors, model units")
     symm_dist: float = Field(default=0.01, ge=0, description="distance between the local codes of a mirrored pair")
     middle_dist: float = Field(default=0.0, ge=0, description="squared length of the local codes on the middle line")
@@ -123,9 +134,32 @@ class IdentityLossWeights(_Frozen):
 class DeformationLossWeights(_Frozen):
     """Weights of the losses of stage 2."""
 
-    corresp: float = Field(default=100.0, ge=0, description="squared error of posed points, model units")
-    lat_reg_ex: float = Field(default=5e-5, ge=0, description="squared length of the expression code")
+    corresp: float = Field(default=100.0, ge=0, description="squared error of moved points, model units")
+    lat_reg_ex: float = Field(
+        default=5e-5, ge=0, description="squared length of the expression code (MonoNPHM's reg_expr)"
+    )
     reg_zero: float = Field(default=5e-5, ge=0, description="squared displacement at points anywhere")
+    neutral_zero: float = Field(
+        default=0.001, ge=0, description="backward: squared displacement of canonical scans' points"
+    )
+    hyper: float = Field(default=0.05, ge=0, description="backward: absolute hyper coordinates")
+    hyper_neutral: float = Field(default=0.45, ge=0, description="backward: the same of canonical scans, in addition")
+    posed_surf_sdf: float = Field(
+        default=1.0, ge=0, description="backward: absolute distance at surface points of posed scans"
+    )
+    posed_near_sdf: float = Field(
+        default=1.0, ge=0, description="backward: absolute error of the distance near posed scans"
+    )
+
+
+class ColorLossWeights(_Frozen):
+    """Weights of the colour field's losses."""
+
+    color: float = Field(default=1.0, ge=0, description="absolute error of colours from 0 to 1")
+    lat_reg_color: float = Field(default=1e-4, ge=0, description="squared length of the appearance code")
+
+
+LossWeights = IdentityLossWeights | DeformationLossWeights | ColorLossWeights
 
 
 class StageConfig(_Frozen):
@@ -140,7 +174,7 @@ class StageConfig(_Frozen):
     warmup_steps: int = Field(default=50, ge=0, description="rates rise linearly over these")
     weight_decay: float = Field(default=0.0, ge=0, description="decoupled weight decay of the networks")
     clip: float = Field(default=1.0, gt=0, description="limit of the gradient's norm, networks and codes apart")
-    code_init: float = Field(gt=0, description="spread of the codes at the start, over the root of their length")
+    code_init: float = Field(ge=0, description="spread of the codes at the start, over the root of their length")
 
 
 class ValidationConfig(_Frozen):
@@ -165,8 +199,13 @@ class TrainingConfig(_Frozen):
         default=StageConfig(steps=1500, learning_rate=3e-3, code_learning_rate=1e-3, code_init=0.1),
         description="the region field, where there is one; no code is moved",
     )
+    stage4: StageConfig = Field(
+        default=StageConfig(steps=3000, learning_rate=3e-3, code_learning_rate=1e-2, code_init=0.0),
+        description="the colour field, where there is one; appearance codes alone are moved",
+    )
     identity_losses: IdentityLossWeights = IdentityLossWeights()
     deformation_losses: DeformationLossWeights = DeformationLossWeights()
+    color_losses: ColorLossWeights = ColorLossWeights()
     distance_clamp_mm: float = Field(default=25.0, gt=0, description="direct distances count up to here")
     surface_gradient_share: float = Field(
         default=0.5, ge=0, le=1, description="surface points given normal and eikonal terms"
@@ -198,6 +237,12 @@ class TrainingConfig(_Frozen):
         for name, part in (("identity", self.field.identity), ("deformation", self.field.deformation)):
             if part.skip_layer is not None and not 1 <= part.skip_layer < len(part.hidden):
                 raise ValueError(f"field.{name}.skip_layer {part.skip_layer} is no hidden layer after the first")
+        return self
+
+    @model_validator(mode="after")
+    def _hyper_coordinates_are_learnt_with_the_shapes(self) -> TrainingConfig:
+        if self.field.deformation.hyper_dim and not self.joint:
+            raise ValueError("field.deformation.hyper_dim needs joint training: the identity field learns from them")
         return self
 
 

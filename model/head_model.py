@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,15 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from model.bound_fields import BoundFields
-from model.checkpoint import decode, encode, load_module, module_tensors
+from model.checkpoint import decode, encode
+from model.codes import code_of
+from model.color_field import ColorField
 from model.config import FieldConfig
 from model.deformation_field import DeformationField
 from model.head_fields import HeadFields
 from model.identity_field import IdentityField
 from model.meshing import clip, extract
+from model.networks import HeadNetworks
 from model.region_field import RegionField
 from model.trained_model import TrainedModel, WarmStart
 from model.units import MM_PER_UNIT, to_mm, to_units
@@ -50,6 +53,8 @@ class HeadModel:
         box_mm: (2, 3) corners of the space in which heads lie, head frame.
         throat_plane: (4,) head frame, mm; nothing below it (``n x + d < 0``) was ever supervised.
         region_field: names the part of the head that a point belongs to; None where the config has none.
+        color_field, appearance_codes: the colour of a point, and its codes (S, A) float32; likewise. A subject without
+            coloured samples has the code 0, about which the others lie.
     """
 
     identity_field: IdentityField
@@ -63,6 +68,8 @@ class HeadModel:
     box_mm: NDArray[np.float64]
     throat_plane: NDArray[np.float64]
     region_field: RegionField | None = None
+    color_field: ColorField | None = None
+    appearance_codes: NDArray[np.float32] | None = None
 
     @classmethod
     def of(
@@ -76,9 +83,11 @@ class HeadModel:
         throat_plane: ArrayLike,
     ) -> HeadModel:
         """Freeze what training returned, under the names of its subjects and scans."""
-        for field in (trained.identity, trained.deformation, trained.regions):
-            if field is not None:
-                field.requires_grad_(False)
+        fields = HeadNetworks(trained.identity, trained.deformation, trained.regions, trained.color)
+        fields.frozen(trained.identity.reach.device)
+        appearance = None
+        if trained.appearance_codes is not None:
+            appearance = trained.appearance_codes.codes.detach().cpu().numpy()[: len(subjects)]
         return cls(
             trained.identity,
             trained.deformation,
@@ -91,6 +100,8 @@ class HeadModel:
             np.asarray(box_mm, np.float64).reshape(2, 3),
             np.asarray(throat_plane, np.float64).reshape(4),
             trained.regions,
+            trained.color,
+            appearance,
         )
 
     @classmethod
@@ -128,31 +139,25 @@ class HeadModel:
         except (ValueError, KeyError, TypeError) as error:
             why = str(error).splitlines()[0]
             raise ConfigError(one_line("is damaged", f"{where}/config.json", why, "train the model again")) from error
-        blank = torch.Generator().manual_seed(0)
-        identity = IdentityField(config.identity, anchors, pairs, blank, config.deformation.hyper_dim)
-        deformation = DeformationField(config.deformation, identity.layout.size, len(anchors), blank)
-        weights, _ = decode(files["model.safetensors"], f"{where}/model.safetensors")
-        load_module(identity, "identity", weights, where)
-        load_module(deformation, "deformation", weights, where)
-        regions = None
-        if config.regions is not None:
-            regions = RegionField(config.regions, config.identity.global_dim, blank)
-            load_module(regions, "regions", weights, where)
-        for field in (identity, deformation, regions):
-            if field is not None:
-                field.requires_grad_(False).to(device)
+        fields = HeadNetworks.build(config, anchors, pairs, torch.Generator().manual_seed(0))
+        fields.load(decode(files["model.safetensors"], f"{where}/model.safetensors")[0], where)
+        fields.frozen(device)
         codes, _ = decode(files["codes.safetensors"], f"{where}/codes.safetensors")
         template = Template.from_bytes(files["template.npz"], f"{where}/template.npz")
         z_id, z_ex = codes["identity"].numpy(), codes["expression"].numpy()
-        if z_id.shape != (len(subjects), identity.layout.size) or len(z_ex) != len(scans):
+        appearance = None if config.color is None else codes.get("appearance", torch.zeros(0)).numpy()
+        named = z_id.shape == (len(subjects), fields.identity.layout.size) and len(z_ex) == len(scans)
+        if not named or (appearance is not None and len(appearance) != len(subjects)):
             why = f"{len(z_id)} and {len(z_ex)} codes for {len(subjects)} subjects and {len(scans)} scans"
             raise ConfigError(one_line("codes and names disagree", where, why, "train the model again"))
-        return cls(identity, deformation, config, subjects, scans, z_id, z_ex, template, box, plane, regions)
+        fields_and_names = fields.identity, fields.deformation, config, subjects, scans
+        further = fields.regions, fields.color, appearance
+        return cls(*fields_and_names, z_id, z_ex, template, box, plane, *further)
 
     def to_files(self) -> dict[str, bytes]:
         """The model folder's files by name: weights, codes, config and template. Same model, same bytes."""
-        weights = self._weights()
         codes = {"identity": self.identity_codes, "expression": self.expression_codes}
+        codes |= {} if self.appearance_codes is None else {"appearance": self.appearance_codes}
         told: dict[str, Any] = {
             "format": FORMAT,
             "field": self.config.model_dump(mode="json"),
@@ -166,7 +171,7 @@ class HeadModel:
             "template_sha256": self.template.digest(),
         }
         return {
-            "model.safetensors": encode(weights),
+            "model.safetensors": encode(self._networks().tensors()),
             "codes.safetensors": encode({name: torch.as_tensor(array) for name, array in codes.items()}),
             "config.json": json.dumps(told, indent=1, sort_keys=True).encode(),
             "template.npz": self.template.to_bytes(),
@@ -184,10 +189,17 @@ class HeadModel:
         known_subjects = dict(zip(self.subjects, self.identity_codes, strict=True))
         known_scans = dict(zip(self.scans, self.expression_codes, strict=True))
         return WarmStart(
-            self._weights(),
+            self._networks().tensors(),
             torch.as_tensor(np.stack([known_subjects.get(one, self.identity_mean) for one in subjects])),
             torch.as_tensor(np.stack([known_scans.get(one, self.expression_mean) for one in scans])),
+            None if self.appearance_codes is None else torch.as_tensor(self._appearance_of(subjects)),
         )
+
+    def _appearance_of(self, subjects: Sequence[str]) -> NDArray[np.float32]:
+        """(n, A) the appearance of each subject; of one that is not known the middle, 0."""
+        assert self.appearance_codes is not None
+        known = dict(zip(self.subjects, self.appearance_codes, strict=True))
+        return np.stack([known.get(one, np.zeros_like(self.appearance_codes[0])) for one in subjects])
 
     @property
     def device(self) -> torch.device:
@@ -225,7 +237,7 @@ class HeadModel:
         Raises:
             ConfigError: no such subject, or a code of another length.
         """
-        return _code(identity, self.subjects, self.identity_codes, "subject")
+        return code_of(identity, self.subjects, self.identity_codes, "subject")
 
     def expression_code(self, expression: str | ArrayLike) -> NDArray[np.float32]:
         """The code (F,) of a scan key SUBJECT/EXPRESSION; a code is checked and passed through.
@@ -233,7 +245,7 @@ class HeadModel:
         Raises:
             ConfigError: no such scan, or a code of another length.
         """
-        return _code(expression, self.scans, self.expression_codes, "scan")
+        return code_of(expression, self.scans, self.expression_codes, "scan")
 
     @torch.no_grad()
     def sdf(self, points_head_mm: ArrayLike, identity: str | ArrayLike) -> NDArray[np.float32]:
@@ -253,6 +265,8 @@ class HeadModel:
     def mesh(self, identity: str | ArrayLike, expression: str | ArrayLike = CANONICAL, resolution: int = 256) -> Mesh:
         """The head as a mesh above the throat plane, all its pieces; what is not one piece is not hidden.
 
+        Where the model has a colour field, the vertices have the subject's colours; a code has those of the middle.
+
         Args:
             identity: subject id or code (D,).
             expression: SUBJECT/EXPRESSION, "canonical" or a code (F,).
@@ -261,7 +275,11 @@ class HeadModel:
         Returns:
             Head frame, mm.
         """
-        return self.meshes(identity, [expression], resolution)[0]
+        head = self.meshes(identity, [expression], resolution)[0]
+        if self.color_field is None:
+            return head
+        canonical = self.unpose(head.vertices, identity, expression)
+        return replace(head, colors=self.colors(canonical, identity))
 
     def meshes(
         self, identity: str | ArrayLike, expressions: Sequence[str | ArrayLike], resolution: int = 256
@@ -308,6 +326,33 @@ class HeadModel:
         bound = self._bound(self.identity_code(identity), self.expression_code(expression))
         return np.asarray(to_mm(bound.posed(to_units(self._tensor(points))).place).cpu().numpy())
 
+    @torch.no_grad()
+    def unpose(
+        self, points_head_mm: ArrayLike, identity: str | ArrayLike, expression: str | ArrayLike
+    ) -> NDArray[np.float32]:
+        """Where posed points (N, 3) come from in canonical space, head frame, mm; ``pose`` the other way."""
+        points = np.asarray(points_head_mm, np.float32)
+        if _is_canonical(expression):
+            return points
+        bound = self._bound(self.identity_code(identity), self.expression_code(expression))
+        return np.asarray(to_mm(bound.canonical(to_units(self._tensor(points))).place).cpu().numpy())
+
+    @torch.no_grad()
+    def colors(self, points_head_mm: ArrayLike, identity: str | ArrayLike) -> NDArray[np.uint8]:
+        """Colours (N, 3) sRGB of canonical points (N, 3); of a code instead of a subject those of the middle.
+
+        Raises:
+            ConfigError: the model was trained without a colour field.
+        """
+        if self.color_field is None:
+            remedy = "set train.training.field.color and train again"
+            raise ConfigError(one_line("has no colour field", "model", "it was trained without one", remedy))
+        z_global, _ = self.identity_field.layout.split(self._tensor(self.identity_code(identity))[None])
+        subject = identity if isinstance(identity, str) else ""
+        layers = self.color_field.prepare(z_global, self._tensor(self._appearance_of([subject])))
+        found = self.color_field.colors(layers, to_units(self._tensor(np.asarray(points_head_mm, np.float32))))
+        return np.asarray((255 * found).round().cpu().numpy(), np.uint8)
+
     def _bound(self, identity: NDArray[np.float32], expression: NDArray[np.float32]) -> BoundFields:
         fields = HeadFields(self.identity_field, self.deformation_field)
         return fields.bind(self._tensor(identity)[None], self._tensor(expression)[None])
@@ -327,10 +372,8 @@ class HeadModel:
         scores = self.region_field.scores(self.region_field.prepare(z_global), points)
         return np.asarray(scores.argmax(1).cpu().numpy(), np.uint8)
 
-    def _weights(self) -> dict[str, Tensor]:
-        weights = module_tensors(self.identity_field, "identity")
-        weights |= module_tensors(self.deformation_field, "deformation")
-        return weights if self.region_field is None else weights | module_tensors(self.region_field, "regions")
+    def _networks(self) -> HeadNetworks:
+        return HeadNetworks(self.identity_field, self.deformation_field, self.region_field, self.color_field)
 
     def anchors_mm(self, identity: str | ArrayLike) -> NDArray[np.float32]:
         """(K, 3) predicted anchors, head frame, mm."""
@@ -345,16 +388,3 @@ class HeadModel:
 
 def _is_canonical(expression: str | ArrayLike) -> bool:
     return isinstance(expression, str) and expression == CANONICAL
-
-
-def _code(told: str | ArrayLike, names: Sequence[str], codes: NDArray[np.float32], kind: str) -> NDArray[np.float32]:
-    if isinstance(told, str):
-        if told not in names:
-            known = ", ".join(list(names)[:6]) + (", ..." if len(names) > 6 else "")
-            raise ConfigError(one_line(f"no such {kind} in the model", told, f"it has {known}", "name one of these"))
-        return np.asarray(codes[names.index(told)], np.float32)
-    code = np.asarray(told, np.float32)
-    if code.shape != codes.shape[1:]:
-        why = f"shape {code.shape}, the model's are {codes.shape[1:]}"
-        raise ConfigError(one_line(f"is no {kind} code of this model", "code", why, "use this model's own codes"))
-    return code

@@ -1,6 +1,6 @@
-"""Every term of both stages' losses, by the paper's name (section 3.3), in model units.
+"""Every term of the identity field's losses, by the paper's name (section 3.3), in model units.
 
-A term is a plain function of tensors. ``identity_losses`` and ``deformation_losses`` say which points each one sees.
+A term is a plain function of tensors. ``identity_losses`` says which points each one sees.
 """
 
 from __future__ import annotations
@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 
 from model.codes import IdentityLayout
-from model.config import DeformationLossWeights, IdentityLossWeights, TrainingConfig
-from model.deformation_field import DeformationField, PreparedDeformation
+from model.config import LossWeights, TrainingConfig
 from model.identity_field import IdentityField, PreparedIdentity
 from model.units import to_units
 
@@ -45,15 +44,6 @@ class IdentitySamplesBatch:
     space: Tensor
     space_sdf: Tensor
     space_weight: Tensor
-
-
-@dataclass(frozen=True)
-class DeformationSamplesBatch:
-    """Correspondences of B scans, model units, head frame: (B, P, 3) canonical and posed, (B, P) weight."""
-
-    canonical: Tensor
-    posed: Tensor
-    weight: Tensor
 
 
 Shared = Callable[[Tensor], Tensor]
@@ -135,10 +125,10 @@ def identity_losses(
     sloped_sdf = sloped.new_zeros(subjects, 0)
     plain_sdf = sloped_sdf
     if sloped.shape[1]:
-        values, slopes = field.sdf_and_gradient(prepared, *_flat(sloped), create_graph=True)
+        values, slopes = field.sdf_and_gradient(prepared, *flat(sloped), create_graph=True)
         sloped_sdf, gradient = values.reshape(subjects, -1), slopes.reshape(subjects, -1, 3)
     if plain.shape[1]:
-        plain_sdf = field.sdf(prepared, *_flat(plain)).reshape(subjects, -1)
+        plain_sdf = field.sdf(prepared, *flat(plain)).reshape(subjects, -1)
     rests = [points.shape[1] - cut for points, cut in zip(kinds, cuts, strict=True)]
     surface, near, space = (
         torch.cat(parts, 1) for parts in zip(sloped_sdf.split(cuts, 1), plain_sdf.split(rests, 1), strict=True)
@@ -172,47 +162,15 @@ def identity_losses(
     return losses
 
 
-def deformation_losses(
-    field: DeformationField,
-    prepared: PreparedDeformation,
-    z_ex: Tensor,
-    batch: DeformationSamplesBatch,
-    anywhere: Tensor,
-    weights: DeformationLossWeights,
-    shared: Shared = alone,
-) -> Losses:
-    """All terms of stage 2 whose weight is not zero.
-
-    Args:
-        field, prepared: of B scans.
-        z_ex: (B, E).
-        batch: the correspondences.
-        anywhere: (B, U, 3) points of all space, model units, where faces should not move things.
-        weights: of the terms.
-        shared: over the processes that have the batch's other lines.
-    """
-    scans, pairs = batch.weight.shape
-    moved = field.displacement(prepared, *_flat(torch.cat([batch.canonical, anywhere], 1))).reshape(scans, -1, 3)
-    losses: Losses = {}
-    if weights.corresp:
-        error = (moved[:, :pairs] - (batch.posed - batch.canonical)).square().sum(2)
-        losses["corresp"] = weighted_mean(error, batch.weight, shared)
-    if weights.lat_reg_ex:
-        losses["lat_reg_ex"] = z_ex.square().sum(1).mean()
-    if weights.reg_zero and anywhere.shape[1]:
-        losses["reg_zero"] = moved[:, pairs:].square().sum(2).mean()
-    return losses
+def flat(points: Tensor) -> tuple[Tensor, Tensor]:
+    """Points (B, P, c) one after the other, (B P, c), and the place in B of each, (B P,)."""
+    index = torch.arange(len(points), device=points.device).repeat_interleave(points.shape[1])
+    return points.flatten(0, 1), index
 
 
-def total(losses: Losses, weights: IdentityLossWeights | DeformationLossWeights) -> Tensor:
+def total(losses: Losses, weights: LossWeights) -> Tensor:
     """Sum of the terms by their weights."""
     return torch.stack([getattr(weights, name) * value for name, value in losses.items()]).sum()
-
-
-def _flat(points: Tensor) -> tuple[Tensor, Tensor]:
-    """(B, P, 3) to (B P, 3) and the place in B of each."""
-    index = torch.arange(len(points), device=points.device).repeat_interleave(points.shape[1])
-    return points.reshape(-1, 3), index
 
 
 def _length(vectors: Tensor) -> Tensor:

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from model.batch_tensors import BatchTensors
 from model.config import TrainingConfig
-from model.losses import Losses, deformation_losses, identity_losses, total
+from model.deformation_losses import backward_losses, forward_losses
+from model.losses import Losses, flat, identity_losses, total
 from model.processes import Processes
 from model.trained_model import TrainedModel
 
@@ -56,35 +57,45 @@ class Objective:
         own, model = self.processes.part(batch), self.model
         z_id = model.identity_codes(self.tensors.tensor(own["subject"]))
         z_ex = model.expression_codes(self.tensors.tensor(own["scan"]))
+        samples, weights = self.tensors.deformation(own), self.config.deformation_losses
         anchors = model.identity.anchors_head(model.identity.layout.split(z_id)[0])
         scans = len(batch["scan"])
         lines = self.processes.lines(scans)
         noise = torch.randn(scans, self.config.field.deformation.compressed_dim, generator=self.noise)[lines]
         anywhere = torch.rand(scans, _ANYWHERE_POINTS, 3, generator=self.noise)[lines]
-        device = self.tensors.device
-        prepared = model.deformation.prepare(z_id, anchors, z_ex, noise.to(device))
-        losses = deformation_losses(
-            model.deformation,
-            prepared,
-            z_ex,
-            self.tensors.deformation(own),
-            ((2 * anywhere - 1) * _ANYWHERE_UNITS).to(device),
-            self.config.deformation_losses,
-            self.processes.mean,
-        )
-        return losses, total(losses, self.config.deformation_losses)
+        anywhere = ((2 * anywhere - 1) * _ANYWHERE_UNITS).to(self.tensors.device)
+        prepared = model.deformation.prepare(z_id, anchors, z_ex, noise.to(self.tensors.device))
+        shared = self.processes.mean
+        if model.deformation.config.direction == "forward":
+            losses = forward_losses(model.deformation, prepared, z_ex, samples, anywhere, weights, shared)
+        else:
+            fields = model.deformation, prepared, model.identity, model.identity.prepare(z_id, anchors)
+            losses = backward_losses(*fields, z_ex, samples, anywhere, self.config, shared)
+        return losses, total(losses, weights)
 
     def regions(self, batch: Batch) -> tuple[Losses, Tensor]:
         """Stage 3: cross-entropy of the regions of surface samples."""
         own, model = self.processes.part(batch), self.model
         assert model.regions is not None
         z_global, _ = model.identity.layout.split(model.identity_codes(self.tensors.tensor(own["subject"])))
-        points = self.tensors.lengths(own["surface"])
-        index = torch.arange(len(points), device=points.device).repeat_interleave(points.shape[1])
-        scores = model.regions.scores(model.regions.prepare(z_global), points.reshape(-1, 3), index)
+        points, index = flat(self.tensors.lengths(own["surface"]))
+        scores = model.regions.scores(model.regions.prepare(z_global), points, index)
         told = self.tensors.tensor(own["region"]).long().reshape(-1)
         loss = torch.nn.functional.cross_entropy(scores, told)
         return {"region": loss}, loss
+
+    def colors(self, batch: Batch) -> tuple[Losses, Tensor]:
+        """Stage 4: colours of the points that have them."""
+        own, model = self.processes.part(batch), self.model
+        assert model.appearance_codes is not None
+        subject = self.tensors.tensor(own["subject"])
+        points, index = flat(self.tensors.lengths(own["colored"]))
+        found = model.colors(subject, points, index)
+        told = self.tensors.tensor(own["color"]).reshape(-1, 3).float() / 255
+        losses = {"color": (found - told).abs().mean()}
+        if self.config.color_losses.lat_reg_color:
+            losses["lat_reg_color"] = model.appearance_codes(subject).square().sum(1).mean()
+        return losses, total(losses, self.config.color_losses)
 
     def joint(self, identity: Batch, deformation: Batch) -> tuple[Losses, Tensor]:
         """Both in one step; what moves the expressions moves the identities' codes too."""

@@ -12,9 +12,11 @@ from torch import Tensor
 
 from model.checkpoint import load_module, module_tensors
 from model.codes import CodeBook
+from model.color_field import ColorField
 from model.config import TrainingConfig
 from model.deformation_field import DeformationField
 from model.identity_field import IdentityField
+from model.networks import HeadNetworks
 from model.region_field import RegionField
 from model.training_data import TrainingData
 from model.units import to_units
@@ -28,11 +30,13 @@ class WarmStart:
         weights: both fields' tensors by name, as a model folder holds them.
         identity_codes: (subjects, D): those of known subjects, the mean of all for new ones.
         expression_codes: (scans, E): likewise.
+        appearance_codes: (subjects, A): likewise; None without a colour field.
     """
 
     weights: Mapping[str, Tensor]
     identity_codes: Tensor
     expression_codes: Tensor
+    appearance_codes: Tensor | None = None
 
 
 @dataclass
@@ -41,10 +45,11 @@ class TrainedModel:
 
     Attributes:
         identity, deformation: the fields.
-        regions: the region field; None where the config has none.
         identity_codes: (subjects, D).
         expression_codes: (scans, E).
         curve: lines with stage, step, rate, loss and each unweighted term.
+        regions: the region field; None where the config has none.
+        color, appearance_codes: the colour field and its codes (subjects, A); likewise.
     """
 
     identity: IdentityField
@@ -53,6 +58,8 @@ class TrainedModel:
     expression_codes: CodeBook
     curve: list[dict[str, Any]]
     regions: RegionField | None = None
+    color: ColorField | None = None
+    appearance_codes: CodeBook | None = None
 
     def tensors(self) -> dict[str, Tensor]:
         """All weights, buffers and codes by name."""
@@ -76,6 +83,15 @@ class TrainedModel:
             load_module(part, prefix, start.weights, "the model to go on from")
         self.identity_codes.codes.copy_(start.identity_codes)
         self.expression_codes.codes[: len(start.expression_codes)].copy_(start.expression_codes)
+        if self.appearance_codes is not None and start.appearance_codes is not None:
+            self.appearance_codes.codes.copy_(start.appearance_codes)
+
+    def colors(self, subject: Tensor, points: Tensor, index: Tensor) -> Tensor:
+        """Colours (N, 3) from 0 to 1 of canonical points (N, 3), model units; ``index`` (N,) into ``subject`` (B,)."""
+        assert self.color is not None
+        assert self.appearance_codes is not None
+        z_global, _ = self.identity.layout.split(self.identity_codes(subject))
+        return self.color.colors(self.color.prepare(z_global, self.appearance_codes(subject)), points, index)
 
     def to(self, device: str) -> None:
         """Move everything to a device."""
@@ -83,28 +99,38 @@ class TrainedModel:
             part.to(device)
 
     def _parts(self) -> tuple[tuple[str, torch.nn.Module], ...]:
-        optional = () if self.regions is None else (("regions", self.regions),)
-        return (
-            ("identity", self.identity),
-            ("deformation", self.deformation),
-            ("identity_codes", self.identity_codes),
-            ("expression_codes", self.expression_codes),
-            *optional,
-        )
+        parts = {
+            "identity": self.identity,
+            "deformation": self.deformation,
+            "identity_codes": self.identity_codes,
+            "expression_codes": self.expression_codes,
+            "regions": self.regions,
+            "color": self.color,
+            "appearance_codes": self.appearance_codes,
+        }
+        return tuple((name, part) for name, part in parts.items() if part is not None)
 
 
 def new_model(config: TrainingConfig, data: TrainingData, seed: int) -> TrainedModel:
     """Fields and codes at their start, drawn from a seed."""
     generator = torch.Generator().manual_seed(seed)
     anchors = torch.as_tensor(to_units(np.asarray(data.mean_anchors_mm, np.float32)))
-    hyper_dim = config.field.deformation.hyper_dim
-    identity = IdentityField(config.field.identity, anchors, data.anchor_pairs, generator, hyper_dim)
-    size = identity.layout.size
-    deformation = DeformationField(config.field.deformation, size, len(anchors), generator)
+    networks = HeadNetworks.build(config.field, anchors, data.anchor_pairs, generator)
+    size = networks.identity.layout.size
     identity_codes = CodeBook(data.subjects, size, config.stage1.code_init, generator)
     expression_dim = config.field.deformation.expression_dim
     expression_codes = CodeBook(max(data.scans, 1), expression_dim, config.stage2.code_init, generator)
-    regions = None
-    if config.field.regions is not None:
-        regions = RegionField(config.field.regions, config.field.identity.global_dim, generator)
-    return TrainedModel(identity, deformation, identity_codes, expression_codes, [], regions)
+    appearance_codes = None
+    if config.field.color is not None:
+        appearance_dim = config.field.color.appearance_dim
+        appearance_codes = CodeBook(data.subjects, appearance_dim, config.stage4.code_init, generator)
+    return TrainedModel(
+        networks.identity,
+        networks.deformation,
+        identity_codes,
+        expression_codes,
+        [],
+        networks.regions,
+        networks.color,
+        appearance_codes,
+    )

@@ -170,6 +170,12 @@ class _Run:
         if model.regions is not None:
             naming = StageOptimiser(config.stage3, model.regions.parameters(), model.identity_codes.codes, "regions")
             stages += [_Stage("stage3", 3, config.stage3.steps, (naming,), (data.identity,), self.objective.regions)]
+        if model.color is not None and model.appearance_codes is not None:
+            if data.color is None:
+                remedy = "set sample.identity.color_points, or leave train.training.field.color out"
+                raise ConfigError(one_line("no subject has coloured samples", "colour field", "", remedy))
+            painting = StageOptimiser(config.stage4, model.color.parameters(), model.appearance_codes.codes, "color")
+            stages += [_Stage("stage4", 4, config.stage4.steps, (painting,), (data.color,), self.objective.colors)]
         return stages
 
     def _run(self, stage: _Stage, start: int, taken: Mapping[str, Tensor] | None) -> None:

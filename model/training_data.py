@@ -31,12 +31,15 @@ class TrainingData:
         identity: batches with ``subject``, ``anchors``, ``surface``, ``normal``, ``face``, ``observed``, ``near``,
             ``near_sdf``, ``near_observed``, ``space``, ``space_sdf``, ``space_observed``.
         deformation: batches with ``scan``, ``subject``, ``canonical``, ``posed``, ``weight``; None without expressions.
+            A backward deformation learns from ``surface``, ``observed``, ``near``, ``near_sdf`` and ``near_observed``
+            of the posed scans too, where they are there.
         subjects: number of subjects, of which ``subject`` is a place.
         scans: number of scans with expressions, of which ``scan`` is a place.
         mean_anchors_mm: (K, 3) head frame, mirrored pairs first, interleaved.
         anchor_pairs: number of mirrored pairs.
         validation: batches like ``identity`` of subjects that are not trained on; None without such.
         validation_subjects: their number, of which ``subject`` in these batches is a place.
+        color: batches with ``subject``, ``colored``, ``color``, of those subjects that have colour; None without any.
     """
 
     identity: BatchSource
@@ -47,3 +50,4 @@ class TrainingData:
     anchor_pairs: int
     validation: BatchSource | None = None
     validation_subjects: int = 0
+    color: BatchSource | None = None

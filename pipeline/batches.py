@@ -145,6 +145,10 @@ class IdentityCounts:
     near: int = 800
     space: int = 100
 
+    def by_part(self) -> dict[str, int]:
+        """The counts by the sets' names."""
+        return {"surface": self.surface, "near": self.near, "space": self.space}
+
 
 class IdentityBatches(_Batches):
     """Endless batches for the identity field.
@@ -177,8 +181,7 @@ class IdentityBatches(_Batches):
         ahead: int = 2,
         prepare: Prepare | None = None,
     ) -> None:
-        wanted = {"surface": counts.surface, "near": counts.near, "space": counts.space}
-        super().__init__(sources, wanted, batch, seed, cache_mib, ahead, prepare)
+        super().__init__(sources, counts.by_part(), batch, seed, cache_mib, ahead, prepare)
         self.anchors_mm: NDArray[np.float32] = np.stack([source.anchors_mm() for source in self._sources])
 
     @classmethod
@@ -194,12 +197,14 @@ class DeformationBatches(_Batches):
     """Endless batches for the deformation field.
 
     A batch is ``scan`` (B,) int64 place in ``sources``, ``subject`` (B,) int64, ``canonical`` and ``posed`` (B, P, 3),
-    ``pair_region`` (B, P) uint8, ``weight`` (B, P) from 0 to 1; float32, mm, head frame. An epoch shows each scan once.
+    ``pair_region`` (B, P) uint8, ``weight`` (B, P) from 0 to 1; float32, mm, head frame. Where posed samples are asked
+    for, it has their columns as ``IdentityBatches`` names them. An epoch shows each scan once.
 
     Args:
         sources: one a scan, in the order of the scans' codes.
         subjects: (scans,) the subject of each scan, its place among the subjects' codes.
         count: P, pairs a scan and batch.
+        posed: samples of the posed head a scan and batch, which every scan must have then.
         batch: B, scans a batch.
         seed, cache_mib, ahead, prepare: as in ``IdentityBatches``.
 
@@ -217,8 +222,9 @@ class DeformationBatches(_Batches):
         cache_mib: int = CACHE_MIB,
         ahead: int = 2,
         prepare: Prepare | None = None,
+        posed: IdentityCounts = IdentityCounts(0, 0, 0),
     ) -> None:
-        super().__init__(sources, {"pairs": count}, batch, seed, cache_mib, ahead, prepare)
+        super().__init__(sources, {"pairs": count, **posed.by_part()}, batch, seed, cache_mib, ahead, prepare)
         if len(subjects) != len(self._sources):
             why = f"{len(subjects)} subjects for {len(self._sources)} scans"
             raise ConfigError(one_line("subjects and scans disagree", "deformation batches", why, "give one a scan"))
@@ -233,3 +239,30 @@ class DeformationBatches(_Batches):
 
     def _labelled(self, scans: NDArray[np.int64]) -> Batch:
         return {"scan": scans, "subject": self._subjects[scans]}
+
+
+class ColorBatches(_Batches):
+    """Endless batches for the colour field.
+
+    A batch is ``subject`` (B,) int64, ``colored`` (B, P, 3) float32 points, mm, head frame, and ``color`` (B, P, 3)
+    uint8 sRGB. An epoch shows each subject with colour once.
+
+    Args:
+        sources: one a subject that has colour.
+        subjects: the place of each among the subjects' codes.
+        count: P, points a subject and batch.
+        batch: B, subjects a batch.
+        seed: of every draw.
+
+    Raises:
+        ConfigError: no subject, or one without coloured samples.
+    """
+
+    def __init__(
+        self, sources: Sequence[ScanSource], subjects: Sequence[int], count: int = 1000, batch: int = 8, seed: int = 0
+    ) -> None:
+        super().__init__(sources, {"color": count}, batch, seed)
+        self._subjects = np.asarray(subjects, np.int64)
+
+    def _labelled(self, scans: NDArray[np.int64]) -> Batch:
+        return {"subject": self._subjects[scans]}

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.batches import DeformationBatches, IdentityBatches, IdentityCounts
+from pipeline.batches import ColorBatches, DeformationBatches, IdentityBatches, IdentityCounts
 from pipeline.row_decoding import decode_rows
 from pipeline.sample_sources import SampleSources
 from pipeline.scan_rows import ScanSource
@@ -112,6 +112,30 @@ def is_for_validation(subject: str, share: float) -> bool:
     return int(digest_json(["validation", subject])[:8], 16) < share * 16**8
 
 
+def identity_batches(config: TrainConfig, scans: TrainingScans, seed: int) -> IdentityBatches:
+    """Batches for the identity field as a config asks for them."""
+    counts = IdentityCounts(config.surface_points, config.near_points, config.space_points)
+    lines = min(config.subjects_per_step, len(scans.subjects))
+    return IdentityBatches(scans.subject_sources, counts, lines, seed=seed)
+
+
+def deformation_batches(config: TrainConfig, scans: TrainingScans, seed: int) -> DeformationBatches:
+    """Batches for the deformation field as a config asks for them."""
+    posed = IdentityCounts(config.posed_surface_points, config.posed_near_points, 0)
+    lines = min(config.scans_per_step, len(scans.scans))
+    subjects = scans.subject_of_scan()
+    return DeformationBatches(scans.scan_sources, subjects, config.pair_points, lines, seed=seed, posed=posed)
+
+
+def color_batches(config: TrainConfig, scans: TrainingScans, seed: int) -> ColorBatches | None:
+    """Batches for the colour field, of the subjects that have coloured samples; None without any."""
+    colored = [place for place, source in enumerate(scans.subject_sources) if source.rows("color")]
+    if not colored:
+        return None
+    lines = min(config.subjects_per_step, len(colored))
+    return ColorBatches([scans.subject_sources[place] for place in colored], colored, config.color_points, lines, seed)
+
+
 class _Training:
     """One training under way: where it reads, what it is named, and who takes part."""
 
@@ -151,16 +175,22 @@ class _Training:
         parent = None if self.parent is None else self._model_of(self.parent)
         template = self.workspace.template()
         with ExitStack() as reading:
-            identity = reading.enter_context(self._identity_batches(scans))
+            config = self.config
+            identity = reading.enter_context(identity_batches(config, scans, self.seed))
+            validating = None
+            if held_out.subjects:
+                validating = reading.enter_context(identity_batches(config, held_out, self.seed))
+            painting = None if config.training.field.color is None else color_batches(config, scans, self.seed + 2)
             data = TrainingData(
                 identity,
-                reading.enter_context(self._deformation_batches(scans)),
+                reading.enter_context(deformation_batches(config, scans, self.seed + 1)),
                 len(scans.subjects),
                 len(scans.scans),
                 identity.anchors_mm.mean(0, dtype=np.float64) if parent is None else parent.mean_anchors_mm,
                 template.anchor_pairs,
-                reading.enter_context(self._identity_batches(held_out)) if held_out.subjects else None,
+                validating,
                 len(held_out.subjects),
+                painting if painting is None else reading.enter_context(painting),
             )
             newest = self.checkpoints.newest()
             self.processes.wait()  # until all have read it: the first one goes on to write others
@@ -204,17 +234,6 @@ class _Training:
         if len(aside) == len(every.subjects):
             aside = []
         return every.of([one for one in every.subjects if one not in aside]), every.of(aside)
-
-    def _identity_batches(self, scans: TrainingScans) -> IdentityBatches:
-        config = self.config
-        counts = IdentityCounts(config.surface_points, config.near_points, config.space_points)
-        lines = min(config.subjects_per_step, len(scans.subjects))
-        return IdentityBatches(scans.subject_sources, counts, lines, seed=self.seed)
-
-    def _deformation_batches(self, scans: TrainingScans) -> DeformationBatches:
-        lines = min(self.config.scans_per_step, len(scans.scans))
-        points = self.config.pair_points
-        return DeformationBatches(scans.scan_sources, scans.subject_of_scan(), points, lines, seed=self.seed + 1)
 
     def _model_of(self, manifest: Manifest) -> HeadModel:
         from model.head_model import HeadModel

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from model.config import TrainingConfig
 
@@ -28,9 +28,26 @@ class TrainConfig(BaseModel):
     space_points: int = Field(default=200, ge=1, description="points in space a subject and step")
     scans_per_step: int = Field(default=16, ge=1, description="scans in a batch of stage 2")
     pair_points: int = Field(default=500, ge=1, description="correspondences a scan and step")
+    posed_surface_points: int = Field(
+        default=0,
+        ge=0,
+        description="surface points of the posed head a scan and step, for a backward deformation; every scan must be "
+        "sampled then (sample.identity.every_scan)",
+    )
+    posed_near_points: int = Field(default=0, ge=0, description="likewise, points near the posed surface")
+    color_points: int = Field(default=1000, ge=1, description="coloured points a subject and step, for a colour field")
     validation_share: float = Field(
         default=0.0, ge=0, lt=1, description="share of training subjects set aside to steer stage 1, drawn by their ids"
     )
+
+    @model_validator(mode="after")
+    def _posed_samples_go_backward(self) -> TrainConfig:
+        asked = self.posed_surface_points, self.posed_near_points
+        if any(asked) and self.training.field.deformation.direction == "forward":
+            raise ValueError("posed_surface_points and posed_near_points need field.deformation.direction backward")
+        if any(asked) and not all(asked):
+            raise ValueError("posed_surface_points and posed_near_points go together: set both, or none")
+        return self
 
 
 class TrainThresholds(BaseModel):
@@ -63,7 +80,10 @@ class Metrics(BaseModel):
     )
     head_p95_mm: float | None = Field(default=None, description="95 % of the same, mm")
     anchors_mean_mm: float = Field(description="mean distance of predicted from registered anchors, mm")
-    posed_mean_mm: float | None = Field(default=None, description="mean error of posed pairs, mm; None without scans")
+    posed_mean_mm: float | None = Field(default=None, description="mean error of moved pairs, mm; None without scans")
+    color_mean_error: float | None = Field(
+        default=None, description="mean absolute error of colours, of 255; None without a colour field"
+    )
     validation_face_median_mm: float | None = Field(
         default=None, description="least median distance of face samples of subjects set aside, on the way, mm"
     )

@@ -18,6 +18,7 @@ SUBJECTS, SCANS = ("a", "b", "c"), ("a/1", "a/2", "c/1", "c/2")
 def some_codes(subjects=SUBJECTS, scans=SCANS) -> NamedCodes:
     rng = torch.Generator().manual_seed(0)
     rows = {"identity": torch.randn(3, 5, generator=rng), "expression": torch.randn(4, 2, generator=rng)}
+    rows["appearance"] = torch.randn(3, 4, generator=rng)
     config = json.dumps({"subjects": subjects, "scans": scans, "format": 1}, indent=1, sort_keys=True).encode()
     return NamedCodes(config, encode(rows, {"kept": [1]}))
 
@@ -36,6 +37,7 @@ def test_rows_follow_their_names():
     (before, _), (after, values) = decode(codes.codes), decode(kept.codes)
     assert np.array_equal(after["identity"], before["identity"][[2, 0]])
     assert np.array_equal(after["expression"], before["expression"][[3, 0]])
+    assert np.array_equal(after["appearance"], before["appearance"][[2, 0]])
     assert values == {"kept": [1]}
     assert json.loads(kept.config)["format"] == 1
     assert codes.keep_names({"c": "p1", "a": "p2"}, {"c/2": "p1/2", "a/1": "p2/1"}) == kept.config
@@ -46,6 +48,9 @@ def test_rows_follow_their_names():
 def test_damage_is_told():
     with pytest.raises(ConfigError, match="names"):
         some_codes(subjects=("a", "b")).keep({"a": "a"}, {})
+    strange = NamedCodes(some_codes().config, encode({"identity": torch.zeros(3, 5), "secrets": torch.zeros(3, 5)}))
+    with pytest.raises(ConfigError, match="holds no codes of a model"):
+        strange.keep({}, {})
     for broken in (b"{", b"[]", b'{"subjects": [1], "scans": []}', b"{}"):
         with pytest.raises(ConfigError, match="is damaged"):
             NamedCodes(broken, b"").names()

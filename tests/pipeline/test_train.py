@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from model import HeadModel
 from model.config import (
+    ColorConfig,
     DeformationConfig,
     FieldConfig,
     IdentityConfig,
@@ -25,6 +26,7 @@ from pipeline.sample_format import (
     SETS,
     DeformationSamples,
     IdentitySamples,
+    encode_rows,
     encode_samples,
     quantise_samples,
 )
@@ -92,13 +94,13 @@ def _template() -> Template:
     )
 
 
-def _samples(subject: str, expression: str) -> list[IdentitySamples | DeformationSamples]:
+def _samples(subject: str, expression: str, every_scan: bool) -> list[IdentitySamples | DeformationSamples]:
     rng = np.random.default_rng([int(subject), len(expression)])
     radii = np.array(RADII_MM[subject])
     pairs = rng.uniform(-80, 80, (500, 3)).astype(np.float32)
     shift = np.zeros(3, np.float32) if expression == "neutral" else np.array([0, 5, 0], np.float32)
     moved = DeformationSamples(pairs, pairs + shift, np.zeros(500, np.uint8), np.ones(500, np.float32))
-    if expression != "neutral":
+    if expression != "neutral" and not every_scan:
         return [moved]
     unit = rng.normal(size=(800, 3))
     unit /= np.linalg.norm(unit, axis=1, keepdims=True)
@@ -109,12 +111,12 @@ def _samples(subject: str, expression: str) -> list[IdentitySamples | Deformatio
     scaled = np.linalg.norm(space / radii, axis=1)
     yes, kind = np.ones(800, bool), np.zeros(800, np.uint8)
     shape = IdentitySamples(
-        surface.astype(np.float32),
+        (surface + shift).astype(np.float32),
         normal.astype(np.float32),
         kind,
         yes,
         yes,
-        (surface + offset[:, None] * normal).astype(np.float32),
+        (surface + shift + offset[:, None] * normal).astype(np.float32),
         offset.astype(np.float32),
         yes,
         space.astype(np.float32),
@@ -125,7 +127,9 @@ def _samples(subject: str, expression: str) -> list[IdentitySamples | Deformatio
     return [shape, moved]
 
 
-def _workspace(root: Path, config: PipelineConfig | None = None) -> Workspace:
+def _workspace(root: Path, config: PipelineConfig | None = None, rich: bool = False) -> Workspace:
+    """A workspace with samples; a rich one has distances in every scan, and colour of its first subject."""
+
     def spec(name: str, folder: str) -> StepSpec:
         return StepSpec(name, folder, 1, _unused, lambda figures, thresholds: [])
 
@@ -147,8 +151,11 @@ def _workspace(root: Path, config: PipelineConfig | None = None) -> Workspace:
             frame = json.dumps({"throat_plane": [0, 1, 0, 60 + int(subject)]}).encode()
             workspace.commit("register", key, inputs={}, outputs={"frame.json": frame})
             stored: dict[str, Any] = {}
-            for one in _samples(subject, expression):
+            for one in _samples(subject, expression, rich):
                 stored |= quantise_samples(one, key)
+            if rich and key == "001/neutral":
+                red = np.array([[250, 10, 10]], np.uint8).repeat(400, 0)
+                stored |= encode_rows("color", {"colored": ANCHORS.repeat(100, 0) * 70, "color": red}, key)
             rows = {part: len(stored[columns[0]]) for part, columns in SETS.items() if columns[0] in stored}
             outputs: dict[str, bytes | Output] = {}
             for path, data in encode_samples(stored, {"rows": rows}).items():
@@ -267,6 +274,33 @@ def test_checkpoints_bring_the_curve_for_tensorboard(tmp_path: Path) -> None:
     lines = workspace.store.get(next(path for path in kept if path.endswith("curve.jsonl"))).splitlines()
     assert [json.loads(line)["step"] for line in lines] == [10, 20, 30]
     assert any("tfevents" in path for path in kept)
+
+
+def test_backward_on_posed_samples_with_colour(tmp_path: Path) -> None:
+    small = _small().model_dump()
+    small["training"]["field"]["deformation"] |= {"direction": "backward", "hyper_dim": 2}
+    small["training"]["field"]["color"] = ColorConfig(hidden=(8,)).model_dump()
+    small["training"]["stage4"] = small["training"]["stage1"] | {"steps": 60, "code_init": 0.0}
+    small |= {"posed_surface_points": 40, "posed_near_points": 40, "color_points": 50}
+    small["training"]["joint"] = True
+    config = _Config(train=TrainConfig.model_validate(small))
+    manifest = run_train(_workspace(tmp_path / "rich", config, rich=True), "first")
+    assert manifest.figures["color_mean_error"] < 100
+    head = HeadModel.load(tmp_path / "rich/models/first")
+    assert head.appearance_codes is not None
+    assert np.abs(head.appearance_codes).max(1)[0] > np.abs(head.appearance_codes).max(1)[1] == 0
+    assert head.colors(ANCHORS * 70, "001").mean(0) == pytest.approx([250, 10, 10], abs=60)
+    assert len(head.meshes("001", ["001/smile"], 24)[0].vertices)
+    with pytest.raises(ConfigError, match="scan 1 of 4: has no surface samples"):
+        run_train(_workspace(tmp_path / "poor", config), "first")
+
+
+def test_settings_that_contradict_each_other_are_refused() -> None:
+    with pytest.raises(ValidationError, match=r"need field\.deformation\.direction backward"):
+        TrainConfig(posed_surface_points=10, posed_near_points=10)
+    backward = {"field": {"deformation": {"direction": "backward"}}}
+    with pytest.raises(ValidationError, match="go together"):
+        TrainConfig.model_validate({"training": backward, "posed_near_points": 10})
 
 
 def test_without_samples_there_is_nothing_to_train_on(tmp_path: Path) -> None:

@@ -1,0 +1,81 @@
+"""All networks of a head model together, as its config wants them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from model.checkpoint import load_module, module_tensors
+from model.color_field import ColorField
+from model.config import FieldConfig
+from model.deformation_field import DeformationField
+from model.identity_field import IdentityField
+from model.region_field import RegionField
+
+
+@dataclass(frozen=True)
+class HeadNetworks:
+    """The fields of a head model.
+
+    Attributes:
+        identity, deformation: there always.
+        regions, color: None where the config has none.
+    """
+
+    identity: IdentityField
+    deformation: DeformationField
+    regions: RegionField | None = None
+    color: ColorField | None = None
+
+    @classmethod
+    def build(cls, config: FieldConfig, anchors: Tensor, pairs: int, generator: torch.Generator) -> HeadNetworks:
+        """Networks with weights drawn from a generator.
+
+        Args:
+            config: their sizes.
+            anchors: (K, 3) model units, mirrored pairs first, interleaved.
+            pairs: number of mirrored pairs.
+            generator: where the weights are drawn from.
+        """
+        identity = IdentityField(config.identity, anchors, pairs, generator, config.deformation.hyper_dim)
+        deformation = DeformationField(config.deformation, identity.layout.size, len(anchors), generator)
+        global_dim = config.identity.global_dim
+        regions = None if config.regions is None else RegionField(config.regions, global_dim, generator)
+        color = None if config.color is None else ColorField(config.color, global_dim, generator)
+        return cls(identity, deformation, regions, color)
+
+    def parts(self) -> dict[str, nn.Module]:
+        """The networks that there are, by the name that their weights begin with."""
+        whole = {
+            "identity": self.identity,
+            "deformation": self.deformation,
+            "regions": self.regions,
+            "color": self.color,
+        }
+        return {name: part for name, part in whole.items() if part is not None}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All weights and buffers by name."""
+        return {
+            name: tensor
+            for prefix, part in self.parts().items()
+            for name, tensor in module_tensors(part, prefix).items()
+        }
+
+    def load(self, tensors: Mapping[str, Tensor], where: str) -> None:
+        """Take up what ``tensors`` gave; other names are left alone.
+
+        Raises:
+            ConfigError: a tensor is missing or of another size.
+        """
+        for prefix, part in self.parts().items():
+            load_module(part, prefix, tensors, where)
+
+    def frozen(self, device: str | torch.device) -> HeadNetworks:
+        """The same networks, not to be trained further, on a device."""
+        for part in self.parts().values():
+            part.requires_grad_(False).to(device)
+        return self
