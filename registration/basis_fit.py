@@ -21,6 +21,9 @@ from registration.correspondence import match
 from registration.mesh import vertex_normals
 from registration.surface import SurfaceIndex
 
+MATERN_STEPS = 1 << 17
+"""Entries of the table that a misfit's correlation is read from, for a Bessel function is dear; good to 1e-4."""
+
 
 @dataclass(frozen=True)
 class LinearModel:
@@ -63,13 +66,13 @@ class Misfit:
     Attributes:
         pick: (s,) int64 the vertices that carry the fit.
         weights: (s,) how much each counts, 0 to 1.
-        covariance: (s, s) mm^2.
+        covariance: (s, s) float32 mm^2; the noise on its diagonal leaves a condition far within single precision.
         noise_mm: of a match along its normal, neighbours independent.
     """
 
     pick: NDArray[np.int64]
     weights: NDArray[np.float64]
-    covariance: NDArray[np.float64]
+    covariance: NDArray[np.float32]
     noise_mm: float
 
     @classmethod
@@ -84,11 +87,10 @@ class Misfit:
     ) -> Misfit:
         """A Matern field (nu = 1) of the given standard deviation and range over some vertices."""
         scaled = cdist(vertices[pick], vertices[pick]) * np.sqrt(8.0) / range_mm
-        near = scaled < 1e-6
-        scaled[near] = 1.0
-        correlation = scaled * k1(scaled)
-        correlation[near] = 1.0
-        return cls(pick, weights[pick], spread_mm**2 * correlation, noise_mm)
+        table, step = np.linspace(0.0, max(float(scaled.max()), 1e-6), MATERN_STEPS, retstep=True)
+        told = (spread_mm**2 * np.append(1.0, table[1:] * k1(table[1:]))).astype(np.float32)
+        scaled /= step
+        return cls(pick, weights[pick], told[scaled.round().astype(np.int32)], noise_mm)
 
 
 @dataclass(frozen=True)
@@ -214,16 +216,21 @@ def fit_basis(
             along = (toward * facing[good]).sum(1)
             target = residual[good] + along * offset[good]
             noise2 = (misfit.noise_mm**2 + (0.3 * stage.robust_mm) ** 2) / weight[good]
-            inner = along[:, None] * misfit.covariance[np.ix_(good, good)] * along
-            factor = cho_factor(inner + np.diag(noise2), lower=True, overwrite_a=True, check_finite=False)
-            whitened = cho_solve(factor, np.column_stack([jacobian, target]), check_finite=False)
-            hessian, gradient = jacobian.T @ whitened[:, :-1], jacobian.T @ whitened[:, -1]
+            inner = misfit.covariance[np.ix_(good, good)]
+            inner *= along.astype(np.float32)[:, None]
+            inner *= along.astype(np.float32)
+            inner[np.diag_indices_from(inner)] += noise2.astype(np.float32)
+            factor = cho_factor(inner, lower=True, overwrite_a=True, check_finite=False)
+            rows = np.column_stack([jacobian, target]).astype(np.float32)
+            whitened = cho_solve(factor, rows, check_finite=False)
+            products = (rows[:, :-1].T @ whitened).astype(np.float64)
+            hessian, gradient = products[:, :-1], products[:, -1]
             if pins is not None:
                 stiffer, pull = pins.pull(model, shape, T, centre)
                 hessian, gradient = hessian + stiffer, gradient + pull
             move = _bounded_step(hessian, gradient, model, c)
             remaining = whitened[:, -1] - whitened[:, :-1] @ move
-            offset = misfit.covariance[:, good] @ (along * remaining)
+            offset = (misfit.covariance[:, good] @ (along * remaining).astype(np.float32)).astype(np.float64)
             turn = np.eye(4)
             turn[:3, :3] = Rotation.from_rotvec(move[:3]).as_matrix()
             turn[:3, 3] = centre + move[3:6] - turn[:3, :3] @ centre

@@ -38,8 +38,9 @@ def crossing_faces(
     large = np.flatnonzero(radius > usual)
     found = tree.query_ball_point(centre[large], radius[large] + radius.max())
     more = [np.stack([np.full(len(near), face), near], 1) for face, near in zip(large, found, strict=True)]
-    pairs = np.unique(np.sort(np.concatenate([pairs, *more]), axis=1), axis=0)
-    a, b = pairs[pairs[:, 0] != pairs[:, 1]].T
+    pairs = np.sort(np.concatenate([pairs, *more]), axis=1)
+    a, b = np.divmod(np.unique(pairs[:, 0] * len(members) + pairs[:, 1]), len(members))
+    a, b = a[a != b], b[a != b]
     low, high = corner.min(1), corner.max(1)
     apart = ((low[a] > high[b]) | (low[b] > high[a])).any(1)
     index = faces[members]
