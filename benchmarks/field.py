@@ -3,6 +3,8 @@
 
     python benchmarks/field.py [--quick] [--json FILE] [--work DIR] [--rows speed,quality,ablations] [--train-minutes M]
 
+Rows of speed: forward, stage1, stage2, time, memory; each can be asked for alone.
+
 Speed: the same function (weights, blending, Softplus(100), float32, 2 threads, the `paper` preset's sizes and reach) at
 200,000 points in the sampler's own mix, by our evaluation and by `plain_field.PlainIdentity`, interleaved in one
 process, the least time of each. `preset_forward_speed` lets ours have the activation and reach of the `small` preset,
@@ -19,9 +21,9 @@ import math
 import resource
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +34,16 @@ from torch import Tensor
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.field_quality import TrainingSet as Set
-from benchmarks.field_quality import ablation_rows, data_for, quality_rows, registered_pairs, train_for
+from benchmarks.field_ablations import ablation_rows
+from benchmarks.field_data import TrainingSet as Set
+from benchmarks.field_data import kept, make_workspace, registered_pairs
+from benchmarks.field_quality import quality_rows
+from benchmarks.field_training import train_for
 from benchmarks.plain_field import PlainDeformation, PlainIdentity, PlainPrepared
 from benchmarks.timing import interleaved, shown
 from model.batch_tensors import BatchTensors
-from model.checkpoint import decode, encode
-from model.config import TrainingConfig
+from model.checkpoint import decode, encode, load_module, module_tensors
+from model.config import IdentityConfig, TrainingConfig
 from model.identity_field import IdentityField
 from model.losses import identity_losses, total
 from model.objective import Objective
@@ -48,13 +53,18 @@ from model.threads import fixed_threads
 from model.trained_model import TrainedModel, new_model
 from model.units import MM_PER_UNIT, to_units
 from pipeline.config import preset_config
+from pipeline.opening import open_workspace
+from pipeline.train_config import TrainConfig
 
 POINTS = 200_000
 PLAIN_CHUNK = 512
 NEAR_MM = 10.0
 BIG = 1_000_000
-TIME_SHARES = (1 / 3, 1.0, 2.0)
+TIME_SHARES = (1 / 6, 1 / 3, 1.0)
 """How long our stage 2 may take, over the plain one."""
+PLAIN_RATE = 1e-3
+"""The plain stage 2's learning rate at the start of its schedule."""
+SPEED_ROWS = ("forward", "stage1", "stage2", "time", "memory")
 
 
 def mixed_points(data: Set, count: int) -> tuple[Tensor, Tensor]:
@@ -209,118 +219,127 @@ def stage2_rows(config: TrainingConfig, model: TrainedModel, data: Set, repeats:
 
 
 def stage2_time(config: TrainingConfig, data: Set, model: TrainedModel, minutes: float) -> dict[str, float]:
-    """Time of our own preset's stage 2 until it has the plain paper-size one's error, over that one's time.
+    """Time of our `small` preset's stage 2 until it has the plain paper-size one's error, over that one's time.
 
     The error is that of the registrations' vertices, which were never samples. Both start from nothing over the same
-    identities; looking at the error costs no time. Ours gets a schedule for each of ``TIME_SHARES`` in turn until one
-    is enough; where ``stage2_vertex_mm`` stays above the plain one's error none was: the share is a lower bound.
+    identities, with the same batches, and average their weights; looking at the error costs no time. The plain one too
+    has the `small` preset's schedule, at ``PLAIN_RATE``, with which it gets further in so few steps than with the
+    paper's. Ours gets a schedule for each of ``TIME_SHARES`` in turn until one is enough; where ``stage2_vertex_mm``
+    stays above the plain one's error none was, and the share is a lower bound.
     """
     pairs = registered_pairs(data)
+    small = preset_config("small").train.training
+    theirs = small.stage2.model_copy(update={"learning_rate": PLAIN_RATE})
     plain = new_model(config, data.data, 1)
     plain.identity.load_state_dict(model.identity.state_dict())
     plain.identity_codes.load_state_dict(model.identity_codes.state_dict())
     plain.deformation = PlainDeformation(plain.deformation)  # type: ignore[assignment]
-    spent, error = _train_motion(config, plain, data, pairs, minutes * 60, None)
-    small = preset_config("small").train.training
-    ours_config = config.model_copy(
-        update={
-            "stage2": small.stage2,
-            "field": config.field.model_copy(update={"deformation": small.field.deformation}),
-        }
-    )
-    over, ours_error = 0.0, math.inf
+    spent = train_for(config.model_copy(update={"stage2": theirs}), plain, data, minutes, "stage2")
+    error = pairs.error_mm(plain)
+    field = config.field.model_copy(update={"deformation": small.field.deformation})
+    ours_config = config.model_copy(update={"stage2": small.stage2, "field": field})
+    over, reached = 0.0, math.inf
     for share in TIME_SHARES:
         ours = new_model(ours_config, data.data, 1)
         ours.identity, ours.identity_codes = plain.identity, plain.identity_codes
-        reached, ours_error = _train_motion(ours_config, ours, data, pairs, minutes * 60 * share, error)
-        over = reached / spent
-        if ours_error <= error:
+        goal = partial(lambda one: pairs.error_mm(one) <= error, ours)
+        over = train_for(ours_config, ours, data, minutes * share, "stage2", goal).minutes / spent.minutes
+        reached = pairs.error_mm(ours)
+        if reached <= error:
             break
-    return {"stage2_time_over": over, "stage2_plain_vertex_mm": error, "stage2_vertex_mm": ours_error}
+    told = {"stage2_plain_vertex_mm": error, "stage2_plain_steps": float(spent.steps), "stage2_vertex_mm": reached}
+    return {"stage2_time_over": over} | told
 
 
-def _train_motion(
-    config: TrainingConfig, model: TrainedModel, data: Set, pairs: Any, seconds: float, goal_mm: float | None
-) -> tuple[float, float]:
-    """Train for so many seconds or until the goal; returns seconds spent and the last error in mm."""
-    tensors = BatchTensors("cpu", config.guessed_weight)
-    objective = Objective(config, model, tensors, torch.Generator().manual_seed(0), ALONE)
-    model.identity.requires_grad_(False)
-    model.identity_codes.requires_grad_(False)
-
-    def run(optimiser: StageOptimiser, step: int) -> float:
-        start = time.perf_counter()
-        _, loss = objective.deformation(next(data.deformation))
-        optimiser.clear()
-        loss.backward()
-        optimiser.descend(step, ALONE)
-        return time.perf_counter() - start
-
-    # a few steps tell how many the schedule can have; they are undone
-    before = {name: t.clone() for name, t in model.deformation.state_dict().items()}
-    codes = model.expression_codes.codes.detach().clone()
-    trial = StageOptimiser(config.stage2, model.deformation.parameters(), model.expression_codes.codes)
-    each = min(run(trial, step) for step in range(5))
-    model.deformation.load_state_dict(before)
-    model.expression_codes.codes.data.copy_(codes)
-    stage = config.stage2.model_copy(update={"steps": max(10, int(seconds / each))})
-    optimiser = StageOptimiser(stage, model.deformation.parameters(), model.expression_codes.codes)
-    spent, error, step = 0.0, math.inf, 0
-    look = max(1, stage.steps // 40)
-    while spent < seconds and step < stage.steps:
-        spent += run(optimiser, step)
-        step += 1
-        if step % look == 0 or step == stage.steps:
-            error = pairs.error_mm(model)
-            if goal_mm is not None and error <= goal_mm:
-                break
-    return spent, pairs.error_mm(model) if goal_mm is None else error
-
-
-def forward_memory(weights: Path, config: TrainingConfig, data: Set) -> None:
+def forward_memory(saved: Path) -> None:
     """In a process of its own: a forward pass over a million points; prints the peak resident memory in MiB."""
-    model = new_model(config, data.data, 0)
-    model.restore(decode(weights.read_bytes())[0])
-    points, index = mixed_points(data, 20_000)
+    tensors, told = decode(saved.read_bytes())
+    field = IdentityField(
+        IdentityConfig.model_validate(told["config"]),
+        tensors["identity.anchors_head.mean"],
+        told["pairs"],
+        torch.Generator().manual_seed(0),
+    )
+    load_module(field, "identity", {name: t for name, t in tensors.items() if name.startswith("identity.")})
+    points, index = tensors["points"], tensors["index"]
     times = BIG // len(points)
     with torch.no_grad():
-        prepared = model.identity.prepare(model.identity_codes.codes.detach())
-        model.identity.sdf(prepared, points.repeat(times, 1), index.repeat(times))
+        field.sdf(field.prepare(tensors["codes"]), points.repeat(times, 1), index.repeat(times))
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 
 
-def speed_rows(args: argparse.Namespace) -> dict[str, float]:
-    """All rows on speed and memory."""
-    data = data_for(
-        args.work, "speed", subjects=2 if args.quick else 6, expressions=2 if args.quick else 4, url=args.workspace
-    )
+def memory_row(args: argparse.Namespace, model: TrainedModel, data: Set) -> dict[str, float]:
+    """Peak memory of a forward pass over ``BIG`` points in a process that holds nothing else."""
+    points, index = mixed_points(data, 20_000)
+    tensors = module_tensors(model.identity, "identity") | {"points": points, "index": index}
+    tensors |= {"codes": model.identity_codes.codes.detach()}
+    told = {"config": model.identity.config.model_dump(mode="json"), "pairs": model.identity.layout.pairs}
+    saved = args.work / "rows" / "memory.safetensors"
+    saved.write_bytes(encode(tensors, told))
+    call = [sys.executable, __file__, "--memory", str(saved)]
+    printed = subprocess.run(call, check=True, capture_output=True, text=True).stdout
+    return {"peak_mib": float(printed.split()[-1])}
+
+
+def trained_weights(args: argparse.Namespace, config: TrainConfig, data: Set) -> Path:
+    """Weights of the paper's sizes, trained for some minutes on the identities; kept.
+
+    With the rates and batches of the `small` preset, since the paper's own are made for days.
+    """
+    minutes = args.train_minutes if args.train_minutes is not None else (0.05 if args.quick else 10.0)
+    told = preset_config("small").train
+    training = told.training.model_copy(update={"field": config.training.field, "threads": args.threads})
+    path: Path = args.work / "rows" / f"paper-weights-{data.digest}-{minutes:g}x{args.threads}.safetensors"
+    if not path.exists():
+        batches = data.with_batches(told)
+        model = new_model(training, batches.data, 0)
+        train_for(training, model, batches, minutes)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.with_suffix(".part").write_bytes(encode(model.tensors()))
+        path.with_suffix(".part").rename(path)
+    return path
+
+
+def speed_rows(args: argparse.Namespace, rows: Sequence[str]) -> dict[str, float]:
+    """The rows on speed and memory that are asked for; finished ones are kept."""
+    if args.workspace:
+        data = Set.of(open_workspace(args.workspace))
+    else:
+        data = Set.of(make_workspace(args.work, "speed", *((2, 2) if args.quick else (6, 4)), "demo")[0])
     paper = preset_config("paper").train
     if args.quick:
         few = {"subjects_per_step": 2, "surface_points": 100, "near_points": 100, "space_points": 25}
         paper = paper.model_copy(update=few | {"scans_per_step": 4, "pair_points": 200})
-    data = data.with_batches(paper)
-    minutes = args.train_minutes if args.train_minutes is not None else (0.05 if args.quick else 10.0)
+    small = preset_config("small").train
     config = paper.training.model_copy(update={"threads": args.threads})
-    weights = args.work / "rows" / f"paper-weights-{data.digest}-{minutes:g}.safetensors"
-    model = new_model(config, data.data, 0)
-    if not weights.exists():
-        weights.parent.mkdir(parents=True, exist_ok=True)
-        train_for(config, model, data, minutes)
-        weights.write_bytes(encode(model.tensors()))
-    model.restore(decode(weights.read_bytes())[0])
-    if args.memory:
-        forward_memory(weights, config, data)
-        sys.exit(0)
+    weights = trained_weights(args, paper, data)
     repeats = 2 if args.quick else 7
-    with fixed_threads(args.threads):
-        figures = shown(forward_rows(model, data, 8000 if args.quick else POINTS, repeats))
-        figures |= shown(stage1_rows(config, model, data, 400 if args.quick else 3600, repeats))
-        figures |= shown(stage2_rows(config, model, data, repeats))
-        figures |= shown(stage2_time(config, data, model, 0.05 if args.quick else 5.0))
-    call = [sys.executable, __file__, "--memory", "--work", str(args.work), "--train-minutes", str(minutes)]
-    call += ["--quick"] * args.quick + (["--workspace", args.workspace] if args.workspace else [])
-    told = subprocess.run(call, check=True, capture_output=True, text=True).stdout
-    return figures | shown({"peak_mib": float(told.split()[-1])})
+
+    def model_on(batches: Set) -> TrainedModel:
+        model = new_model(config, batches.data, 0)
+        model.restore(decode(weights.read_bytes())[0])
+        return model
+
+    def row_of(name: str) -> dict[str, float]:
+        batches = data.with_batches(small if name == "time" else paper)
+        model = model_on(batches)
+        with fixed_threads(args.threads):
+            if name == "forward":
+                return forward_rows(model, batches, 8000 if args.quick else POINTS, repeats)
+            if name == "stage1":
+                return stage1_rows(config, model, batches, 400 if args.quick else 3600, repeats)
+            if name == "stage2":
+                return stage2_rows(config, model, batches, repeats)
+            if name == "time":
+                return stage2_time(config, batches, model, 0.05 if args.quick else args.time_minutes)
+            return memory_row(args, model, batches)
+
+    figures: dict[str, float] = {}
+    for name in rows:
+        told = f"{name}-{data.digest}-{weights.stem[-8:]}-{'quick' if args.quick else args.time_minutes}"
+        path = args.work / "rows" / f"field-{told}-{args.threads}.json"
+        figures |= shown(kept(path, lambda name=name: row_of(name)))
+    return figures
 
 
 def main() -> None:
@@ -329,21 +348,26 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="small data and few repeats: shows that it works")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--work", type=Path, default=Path("build/benchmarks"))
-    parser.add_argument("--rows", default="speed,quality", help="of speed, quality, ablations")
+    parser.add_argument("--rows", default="speed,quality", help="of speed (or of its rows), quality, ablations")
     parser.add_argument("--ablations", action="store_true", help="the table of ablations alone")
     parser.add_argument("--train-minutes", type=float, help="of the paper-size weights, or of each ablation")
-    parser.add_argument("--workspace", help="take the speed rows' samples from this workspace")
-    parser.add_argument("--threads", type=int, default=2, help="of the speed rows; one where others use the cores")
-    parser.add_argument("--memory", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--time-minutes", type=float, default=5.0, help="of the plain stage 2 in the row on its time")
+    parser.add_argument("--workspace", help="take the samples of speed rows and ablations from this workspace")
+    parser.add_argument("--threads", type=int, default=2, help="one where others use the cores")
+    parser.add_argument("--memory", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    rows = ["ablations"] if args.ablations else args.rows.split(",")
+    if args.memory:
+        forward_memory(args.memory)
+        return
+    asked = ["ablations"] if args.ablations else args.rows.split(",")
+    speed = [row for row in SPEED_ROWS if row in asked or "speed" in asked]
     figures: dict[str, float] = {}
-    if "speed" in rows:
-        figures |= speed_rows(args)
-    if "quality" in rows:
+    if speed:
+        figures |= speed_rows(args, speed)
+    if "quality" in asked:
         figures |= shown(quality_rows(args.work, args.quick))
-    if "ablations" in rows:
-        figures |= shown(ablation_rows(args.work, args.quick, args.train_minutes))
+    if "ablations" in asked:
+        figures |= ablation_rows(args.work, args.quick, args.train_minutes, args.workspace, args.threads)
     if args.json:
         args.json.write_text(json.dumps(figures, indent=1))
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from benchmarks.field_quality import TrainingSet, make_workspace
+from benchmarks.field_data import TrainingSet, make_workspace
 from model import HeadModel
 from model.config import PAPER_FIELD
 from model.training import train

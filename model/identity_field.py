@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from model.activations import activation
 from model.anchors_head import AnchorsHead
-from model.blending import Blending, active_pairs, anchor_reach, anchor_weight
+from model.blending import ActivePairs, Blending, active_pairs, anchor_reach, anchor_weight
 from model.codes import IdentityLayout
 from model.config import IdentityConfig
 from model.grouped_mlp import evaluate, evaluate_with_gradient
@@ -205,7 +205,7 @@ class IdentityField(nn.Module):
     def _rows(self, prepared: PreparedIdentity, points: Tensor, subject_index: Tensor | None) -> _Rows:
         points, hyper = points[:, :3], points[:, 3:]
         pairs = active_pairs(points, prepared.anchors, subject_index, self.reach)
-        config, count = self.config, self.layout.anchors
+        count = self.layout.anchors
         if subject_index is None:
             subject_index = torch.zeros(len(points), dtype=torch.int64, device=points.device)
         subject = subject_index.index_select(0, pairs.point)
@@ -213,8 +213,7 @@ class IdentityField(nn.Module):
         entries = _entries(subject * count + pairs.anchor)
         centre = prepared.anchors.flatten().index_select(0, entries).reshape(-1, 3)
         offset = points.index_select(0, pairs.point) - centre
-        weight, weight_gradient = anchor_weight(offset, self.reach.index_select(0, pairs.anchor), config.sharpness)
-        blending = Blending.of(len(points), pairs.point, weight, config.background_weight, config.background_limit)
+        blending, weight_gradient = self._blend(len(points), pairs, offset)
         outside = blending.background_point
         kind = torch.cat([pairs.anchor, pairs.anchor.new_full((len(outside),), count)])
         scale = self.coordinate_scale.index_select(0, kind)
@@ -233,6 +232,13 @@ class IdentityField(nn.Module):
             hyper = hyper if hyper.shape[1] else points.new_zeros(len(points), self.hyper_dim)
             x = torch.cat([x, hyper.index_select(0, torch.cat([pairs.point, outside]))], 1)
         return _Rows(blending, weight_gradient, x, scale, line, tuple(groups))
+
+    def _blend(self, points: int, pairs: ActivePairs, offset: Tensor) -> tuple[Blending, Tensor]:
+        """The weights of all fields at so many points, and the gradients (M, 3) of the pairs' weights."""
+        config = self.config
+        weight, weight_gradient = anchor_weight(offset, self.reach.index_select(0, pairs.anchor), config.sharpness)
+        blending = Blending.of(points, pairs.point, weight, config.background_weight, config.background_limit)
+        return blending, weight_gradient
 
 
 @dataclass(frozen=True)
