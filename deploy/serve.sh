@@ -28,6 +28,9 @@ mkdir -p "$home"
 export PREFECT_HOME="$home/prefect" PREFECT_API_URL="http://127.0.0.1:$port/api" PREFECT_SERVER_ANALYTICS_ENABLED=false
 # A run whose process was killed gives its place to the next one after this many seconds, rather than after five minutes.
 export PREFECT_SERVER_CONCURRENCY_INITIAL_DEPLOYMENT_LEASE_DURATION=60
+# Task runs are recorded many at once; one by one, as is the default, takes 20 ms of the server for each.
+export PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE=200 PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_READ_BATCH_SIZE=200
+export PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_FLUSH_INTERVAL=1
 
 server="" children=()
 alive() { kill -0 "$@" 2>/dev/null; }

@@ -8,27 +8,29 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
-from prefect import flow, tags
+from prefect import flow
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
-from prefect.futures import PrefectFuture
+from prefect.futures import PrefectFuture, as_completed
 from prefect.runtime import flow_run
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 from prefect.tasks import Task
 
 from flows.cluster import cluster, execute_there
+from flows.failures import StepError, StoreError, may_pass, store_error
 from flows.logs import new_log
-from flows.patience import RETRY_AFTER_SECONDS, may_pass, patiently
+from flows.patience import RETRY_AFTER_SECONDS, patiently
 from flows.progress import SilentProgress, StepProgress
 from flows.runlog import RunLog
+from flows.tagging import RunTags
 from flows.worker import load_steps
-from flows.workers import REAL_STEPS, Done, StepError, Workers
+from flows.workers import REAL_STEPS, Done, Workers
 from pipeline.execute import Outcome
 from pipeline.ingest import (
     IngestReport,
@@ -40,13 +42,12 @@ from pipeline.ingest import (
     settle_looks,
     take_scan,
 )
-from pipeline.keys import subject_of
 from pipeline.opening import open_workspace, write_schema
 from pipeline.planner import Action, plan
 from pipeline.session import Refusal
 from pipeline.snapshot import Snapshot, take_snapshot
 from pipeline.workspace import Workspace
-from storage.errors import ConfigError, NphmError, one_line
+from storage.errors import ConfigError, NphmError
 from storage.lock import Lock, hold
 from storage.manifest import Manifest
 
@@ -173,19 +174,17 @@ def take_in_pending(workspace: Workspace, looks: list[SessionLook], log: RunLog)
                     verdict, reasons = "refused", [taken.line]
                 else:
                     verdict, reasons = taken.verdict, taken.reasons
-                if verdict != "accepted":
-                    progress.say(f"{verdict}: {'; '.join(reasons)}")
+                if verdict == "rejected":
+                    progress.say(f"rejected: {'; '.join(reasons)}")
                 outcome = Outcome("ingest", key, "compute", found.why, verdict, tuple(reasons))
                 session = found.scan.session["session_id"]
                 log.add(Done(outcome, round(time.perf_counter() - began, 3)), session)
                 progress.update("ingest", len(outcomes))
 
+        RunTags().add(by_key, {found.scan.session["session_id"] for look in looks for found in look.pending})
         task = as_task(ingest_scan, "ingest")
-        futures = {}
-        for key, (first, *_) in by_key.items():
-            with tags(f"subject:{subject_of(key)}", f"session:{first.scan.session['session_id']}"):
-                futures[Action("ingest", key, "compute", first.why)] = task.submit(key)
-        failures = _wait(futures, lambda action, error: None)
+        futures = {task.submit(key): Action("ingest", key, "compute", found[0].why) for key, found in by_key.items()}
+        failures = _gather(futures, lambda action, done: None, lambda action, error: None)
         progress.finish("ingest")
         if failures:
             settle_looks(workspace, looks, outcomes)
@@ -207,21 +206,24 @@ def _do_what_is_stale(
     done: dict[str, int] = {}
     tried: set[Action] = set()
     failures: list[NphmError] = []
+    run_tags = RunTags()
     with ExitStack() as stack:
+        # Left last: its tasks end once the workers that they wait for have been ended.
+        here = stack.enter_context(ThreadPoolTaskRunner[Done](max_workers=count))
         # A scan's worker has one thread, so that the bytes do not depend on the number of workers.
         scans = stack.enter_context(Workers(count, 1, new_log("scans"), steps))
         models = stack.enter_context(Workers(1, cores, new_log("models"), steps))
 
-        def finish(finished: Done, session: str) -> None:
+        def finish(action: Action, finished: Done) -> None:
             step = finished.outcome.step
-            log.add(finished, session)
+            log.add(finished, _session_of(snapshot, action.key))
             if finished.outcome.verdict == "rejected":
                 progress.say(f"rejected: {finished.outcome.key} at {step}: {'; '.join(finished.outcome.reasons)}")
             done[step] = done.get(step, 0) + 1
             if workspace.steps[step].scope == "scan":
                 progress.update(step, done[step])
 
-        def execute_here(step: str, key: str, session: str) -> None:
+        def execute_here(step: str, key: str) -> Done:
             spec = workspace.steps[step]
 
             def hear(part: int, total: int, note: str) -> None:
@@ -229,7 +231,7 @@ def _do_what_is_stale(
                     progress.update(step, part, note, total)
 
             pool = models if spec.scope == "model" else scans
-            finish(pool.call(workspace.url, step, key, hear, spec.limit_minutes), session)
+            return pool.call(workspace.url, step, key, hear, spec.limit_minutes)
 
         while True:
             snapshot = patiently(lambda: take_snapshot(workspace), workspace.url)
@@ -245,20 +247,17 @@ def _do_what_is_stale(
                 progress.start(step, sum(a.step == step for a in actions), "steps" if whole else "scans")
             if whole:
                 scans.rest()
-            futures = {}
-            sessions = {action: _session_of(snapshot, action.key) for action in wave}
-            for action, session in sessions.items():
-                with tags(f"subject:{subject_of(action.key)}", f"session:{session}") if session else tags():
-                    if elsewhere is None or whole:
-                        futures[action] = as_task(execute_here, step).submit(step, action.key, session)
-                    else:
-                        told = {"step": step, "key": action.key, "workspace": workspace.url, "steps": steps}
-                        futures[action] = elsewhere.submit(as_task(execute_there, step), told)
-            failures += _wait(futures, log.add_failure)
+            runner: TaskRunner[Any] = here
+            task = as_task(execute_here, step)
+            told = {"step": step}
             if elsewhere is not None and not whole:
-                for action, future in futures.items():
-                    if future.state.is_completed():
-                        finish(future.result(), sessions[action])
+                runner, task = elsewhere, as_task(execute_there, step)
+                told |= {"workspace": workspace.url, "steps": steps}
+            if not whole:
+                keys = [action.key for action in wave]
+                run_tags.add(keys, (_session_of(snapshot, key) for key in keys))
+            futures = {runner.submit(task, told | {"key": action.key}): action for action in wave}
+            failures += _gather(futures, finish, log.add_failure)
             tried.update(wave)
             patiently(log.write, workspace.url)
             if not any(action.step == step for action in actions if action not in tried):
@@ -281,20 +280,27 @@ def _next_wave(actions: list[Action], tried: set[Action]) -> list[Action]:
     return [action for action in ready if action.step == ready[0].step]
 
 
-def _wait(futures: dict[Action, PrefectFuture[Any]], on_failure: Callable[[Action, str], None]) -> list[NphmError]:
-    """Wait for all tasks and return what failed. A wrong configuration stops the run at once."""
+def _gather(
+    futures: Mapping[PrefectFuture[Any], Action],
+    on_done: Callable[[Action, Any], None],
+    on_failure: Callable[[Action, str], None],
+) -> list[NphmError]:
+    """Hear each task's end as it comes, and return what failed.
+
+    Raises:
+        ConfigError: the configuration is wrong, so the run stops at once.
+        StoreError: the store can't be used, so it does as well.
+    """
     failures: list[NphmError] = []
-    for action, future in futures.items():
+    for future in as_completed(list(futures)):
+        action = futures[future]
         try:
-            future.result()
-        except ConfigError:
+            on_done(action, future.result())
+        except (ConfigError, StoreError):
             raise
         except NphmError as error:
             failures.append(error)
+            on_failure(action, str(error))
         except OSError as error:
-            what = f"{action.step} of {action.key}"
-            failures.append(StepError(one_line("could not read or write", what, str(error), "run again")))
-        else:
-            continue
-        on_failure(action, str(failures[-1]))
+            raise store_error(f"{action.step} of {action.key}", str(error), error.errno) from error
     return failures

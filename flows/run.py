@@ -32,7 +32,7 @@ class RunResult:
 
     Attributes:
         standing: how each step stands now.
-        cost: results, seconds and bytes by step; empty where nothing was stale.
+        cost: results, seconds of work and of the clock, and bytes by step; empty where nothing was stale.
         rejected: each rejected scan with step, reason and file.
         report: where the report lies, or None.
     """

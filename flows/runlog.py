@@ -41,6 +41,7 @@ class RunLog:
         self._lock = threading.Lock()
         self._lines: list[bytes] = []
         self._failures = 0
+        self._spans: dict[str, tuple[float, float]] = {}
         self._began = _now()
         host = "".join(c if c.isalnum() or c in "-_" else "-" for c in socket.gethostname())
         self._path = f"runs/{self._began}-{host}-{os.getpid()}"
@@ -48,7 +49,10 @@ class RunLog:
     def add(self, done: Done, session: str = "") -> None:
         """Note a finished job. May be called from any thread."""
         line = asdict(done.outcome) | {"seconds": done.seconds, "session": session, "time": _now(), "run": self.run}
+        ended = time.monotonic()
         with self._lock:
+            first, _ = self._spans.get(done.outcome.step, (ended - done.seconds, ended))
+            self._spans[done.outcome.step] = (min(first, ended - done.seconds), ended)
             self.done.append(done)
             self._lines.append(canonical_json(line) + b"\n")
 
@@ -60,13 +64,15 @@ class RunLog:
             self._lines.append(canonical_json(line) + b"\n")
 
     def cost(self) -> dict[str, dict[str, float]]:
-        """Results, seconds of work and bytes by step."""
+        """Results, seconds of work, seconds from the first's start to the last's end, and bytes by step."""
         by_step: dict[str, dict[str, float]] = {}
         for outcome, seconds in self.done:
             sums = by_step.setdefault(outcome.step, {"results": 0, "seconds": 0.0, "bytes": 0})
             sums["results"] += outcome.kind != "fresh"
             sums["seconds"] = round(sums["seconds"] + seconds, 3)
             sums["bytes"] += outcome.bytes
+        for step, (first, last) in self._spans.items():
+            by_step[step]["elapsed"] = round(last - first, 3)
         return by_step
 
     def write(self) -> None:

@@ -5,7 +5,7 @@
     {"progress": [DONE, TOTAL, NOTE]}                                 any number of times
     {"outcome": {...}, "seconds": ...}                                the answer
     {"result": ..., "seconds": ...}                                   the answer of a function
-    {"failure": {"kind": NAME, "line": ...}}                          or this one
+    {"failure": {"kind": NAME, "line": ..., "number": ERRNO}}         or this one; the number is an OSError's alone
 
 An unforeseen error ends the process with its traceback on standard error, which its parent keeps in a log file.
 """
@@ -50,9 +50,10 @@ def answer(job: Mapping[str, Any], steps: Mapping[str, StepSpec], tell: Callable
             result = getattr(importlib.import_module(module), name)(workspace, **job["arguments"])
             return {"result": result, "seconds": round(time.perf_counter() - began, 3)}
         outcome = execute_in(workspace, job["step"], job["key"])
-    except (NphmError, OSError) as error:
-        kind = "OSError" if isinstance(error, OSError) else type(error).__name__
-        return {"failure": {"kind": kind, "line": str(error)}}
+    except NphmError as error:
+        return {"failure": {"kind": type(error).__name__, "line": str(error)}}
+    except OSError as error:
+        return {"failure": {"kind": "OSError", "line": str(error), "number": error.errno}}
     return {"outcome": asdict(outcome), "seconds": round(time.perf_counter() - began, 3)}
 
 

@@ -18,6 +18,7 @@ from queue import LifoQueue
 from types import TracebackType
 from typing import IO, Any, NamedTuple
 
+from flows.failures import PassingError, StepError, TimeLimitError, store_error
 from flows.lifeline import read_line, spawn, write_line
 from pipeline.execute import Outcome
 from storage.errors import ConfigError, NphmError, StorageConflict, one_line
@@ -25,18 +26,6 @@ from storage.errors import ConfigError, NphmError, StorageConflict, one_line
 REAL_STEPS = "pipeline.steps:STEPS"
 
 _THREAD_LIMITS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
-
-
-class StepError(NphmError):
-    """A step ended with an error that speaks against the run, not against a scan."""
-
-
-class PassingError(StepError):
-    """A failure that may not come again: a store or network that did not answer, a worker that was killed."""
-
-
-class TimeLimitError(StepError):
-    """A step took longer than it may."""
 
 
 class Done(NamedTuple):
@@ -83,6 +72,7 @@ class Workers:
         Raises:
             ConfigError, StorageConflict: as raised by the step.
             PassingError: the store did not answer, or the worker was killed.
+            StoreError: the store has no room or may not be written to.
             TimeLimitError: it took too long.
             StepError: any other failure.
         """
@@ -214,9 +204,8 @@ def _time_limit(process: subprocess.Popen[str], minutes: float | None) -> Iterat
         timer.cancel()
 
 
-def _failure(what: str, kind: str, line: str) -> NphmError:
+def _failure(what: str, kind: str, line: str, number: int | None = None) -> NphmError:
     if kind == "OSError":
-        remedy = "see that the store answers and has room, then run again"
-        return PassingError(one_line("could not read or write", what, line, remedy))
+        return store_error(what, line, number)
     known: dict[str, type[NphmError]] = {"ConfigError": ConfigError, "StorageConflict": StorageConflict}
     return known.get(kind, StepError)(line)

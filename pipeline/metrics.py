@@ -14,6 +14,7 @@ _HELP = {
     "nphm_damaged": ("gauge", "Results whose outputs are not what their manifests say, by step"),
     "nphm_run_results": ("gauge", "Results made by the last run, by step"),
     "nphm_run_seconds": ("gauge", "Seconds of work of the last run, by step"),
+    "nphm_run_elapsed": ("gauge", "Seconds of the last run from a step's first start to its last end, by step"),
     "nphm_run_bytes": ("gauge", "Bytes written by the last run, by step"),
     "nphm_run_failures": ("gauge", "Steps of the last run that failed"),
     "nphm_run_ended_timestamp_seconds": ("gauge", "When the last run ended, seconds since 1970"),
@@ -34,7 +35,7 @@ def metrics_text(
 
     Args:
         standing: how each step stands.
-        cost: results, seconds and bytes by step.
+        cost: results, seconds of work and of the clock, and bytes by step.
         failures: steps that failed.
         ended: seconds since 1970.
         model: the promoted model's name.

@@ -29,7 +29,7 @@ class Outlook:
 
     @property
     def minutes(self) -> float:
-        """Rough cost on 2 cores, or as the last runs here went, their workers side by side or not."""
+        """Rough cost on 2 cores, or as long as the last runs here took, with as many workers as they had."""
         return sum(action.minutes for action in self.actions)
 
     @property
@@ -61,8 +61,9 @@ def _measured(workspace: Workspace) -> dict[str, tuple[float, float]]:
     for path in logs[-_RUNS:]:
         for step, cost in json.loads(workspace.store.get(path))["cost"].items():
             told = sums.setdefault(step, [0.0, 0.0, 0.0])
-            for place, what in enumerate(("results", "seconds", "bytes")):
-                told[place] += cost[what]
+            seconds = cost.get("elapsed", cost["seconds"])
+            for place, value in enumerate((cost["results"], seconds, cost["bytes"])):
+                told[place] += value
     return {step: (told[1] / told[0] / 60, told[2] / told[0] / 1e6) for step, told in sums.items() if told[0]}
 
 

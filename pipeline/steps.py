@@ -16,7 +16,7 @@ CLEAN = StepSpec(
     needs=(Need("ingest"),),
     heeds=("accept",),
     uses_template=True,
-    minutes=0.3,
+    minutes=0.1,
     megabytes=15,
 )
 
@@ -29,7 +29,7 @@ REGISTER = StepSpec(
     needs=(Need("clean"), Need("register", "canonical")),
     heeds=("accept", "reject"),
     uses_template=True,
-    minutes=0.2,
+    minutes=0.08,
     megabytes=2,
 )
 
@@ -41,7 +41,7 @@ SAMPLE = StepSpec(
     sample_config.judge_sample,
     needs=(Need("register"), Need("clean"), Need("register", "canonical")),
     uses_template=True,
-    minutes=0.1,
+    minutes=0.02,
     megabytes=3,
 )
 
@@ -74,7 +74,7 @@ EVALUATE = StepSpec(
         Need("clean", "held_out"),
         Need("register", "held_out"),
     ),
-    minutes=10,
+    minutes=3,
     megabytes=10,
 )
 
@@ -93,7 +93,7 @@ REPORT = StepSpec(
         Need("sample", "all", rejected_too=True),
     ),
     uses_template=True,
-    minutes=0.5,
+    minutes=0.1,
     megabytes=20,
 )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import time
@@ -24,6 +25,8 @@ def _run(step: str, workspace: Workspace, key: str) -> Manifest:
         time.sleep(SECONDS / 4)
     if f"{step} {key}" == os.environ.get("SMALL_STEP_REJECTS"):
         raise ScanRejected(f"{key}: is not wanted (a test); take another")
+    if f"{step} {key}" == os.environ.get("SMALL_STEP_FINDS_NO_ROOM"):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "a file")
     if f"{step} {key}" == os.environ.get("SMALL_STEP_BREAKS"):
         raise ZeroDivisionError("a fault of the program")
     data = hashlib.sha256(repr((step, key, sorted(inputs.items()))).encode()).digest() * 100

@@ -124,6 +124,17 @@ def test_a_fault_in_one_scan_lets_the_others_go_on_and_is_told_at_the_end(run, w
     assert {key for step, key in made if step == "clean"} == {"001/neutral", "001/smile", "002/neutral"}
 
 
+def test_a_full_disk_stops_the_run_at_once(run, workspace):
+    told = run(SMALL_STEP_FINDS_NO_ROOM="clean 001/neutral", SMALL_STEP_SECONDS="0.2")
+    assert told["status"] == 1
+    last = told["heard"].splitlines()[-1]
+    assert "clean of 001/neutral: could not read or write" in last
+    assert "No space left on device" in last
+    # Nothing more is begun; what was under way may have ended.
+    made = take_snapshot(open_workspace(workspace, STEPS)).manifests
+    assert len([key for step, key in made if step == "clean"]) < 3
+
+
 def test_a_run_killed_in_each_step_goes_on_to_the_undisturbed_bytes(scans, engine_home, tmp_path):
     undisturbed = create_workspace(str(tmp_path / "other"), preset_config("demo"), head_template())
     undisturbed = open_workspace(undisturbed.url, STEPS)
@@ -197,6 +208,11 @@ print("FORCED", retrain(sys.argv[1], 2, sys.argv[3], True, functions))
     assert deployed == dict.fromkeys(names, scans)
 
     said = call("-c", code, scans, str(session), SMALL_STEPS)
+    wanted = json.dumps({"flow_runs": {"tags": {"all_": ["subject:002", "session:balls"]}}}).encode()
+    request = urllib.request.Request(f"{server}/flow_runs/filter", wanted, {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request) as response:
+        tagged = [run for run in json.load(response) if run["parameters"]["workspace"] == scans]
+    assert len(tagged) == 2  # the run of the deployment, and its part that did the steps
     assert "INGESTED {'accepted': 0, 'rejected': 0, 'unchanged': 4, 'refused': 0}" in said
     assert "PROCESSED [" in said
     assert "RETRAINED 0 new subjects since demo-" in said

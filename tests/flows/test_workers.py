@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from flows.workers import PassingError, StepError, TimeLimitError, Workers
+from flows.failures import PassingError, StepError, TimeLimitError
+from flows.workers import Workers
 from pipeline.ingest import ingest_session
 from pipeline.opening import open_workspace
 from storage.errors import ConfigError
