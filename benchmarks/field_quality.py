@@ -19,10 +19,8 @@ from model import HeadModel
 from pipeline.opening import open_workspace
 from pipeline.workspace import Workspace
 from registration.mesh import Mesh, mesh_from_ply, sample_surface, transform_points
-from registration.pictures import BACK, FRONT, LEFT, render, sheet, to_png
+from registration.pictures import VIEWS, render, sheet, to_png
 from registration.pieces import vertex_pieces
-
-VIEWS = ((FRONT, 0.0), (LEFT / 2, 0.0), (LEFT, 0.0), (BACK, 20.0))
 
 
 class TrueHead:

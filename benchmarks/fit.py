@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Meshing, fitting and the comparison with other head models.
 
-    python benchmarks/fit.py [--quick] [--json FILE] [--work DIR] [--rows meshing]
+    python benchmarks/fit.py [--quick] [--json FILE] [--work DIR] [--rows meshing,speed]
 
 Each part stands in a file of its own. What is finished is kept in DIR, and a killed run goes on.
 """
@@ -18,9 +18,11 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.fit_meshing import meshing_rows
+from benchmarks.fit_speed import speed_rows
 
 PARTS: dict[str, Callable[[Path, bool], dict[str, float]]] = {
     "meshing": meshing_rows,
+    "speed": speed_rows,
 }
 """Each is given the work folder and whether to be quick; it prints its figures as they come and returns them."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -49,24 +50,25 @@ def _compare(head: HeadModel, subject: str, resolution: int, quick: bool) -> dic
         asked += len(points_mm)
         return np.asarray(to_mm(field.sdf(prepared, to_units(torch.as_tensor(points_mm)))).numpy())
 
-    low, step, shape = _lattice(head, resolution)
-    values = np.empty(int(np.prod(shape)), np.float32)
+    lattice = lattice_points(head, resolution)
+    values = np.empty(lattice.count, np.float32)
     dense_seconds, sparse_seconds = 0.0, math.inf
     sparse = extract(distance, *head.box_mm, resolution)
     for part in np.array_split(np.arange(values.size), PARTS):
         start = time.perf_counter()
-        values[part] = distance(_points(part, low, step, shape))
+        values[part] = distance(lattice.at(part))
         dense_seconds += time.perf_counter() - start
         asked, start = 0, time.perf_counter()
         sparse = extract(distance, *head.box_mm, resolution)
         sparse_seconds = min(sparse_seconds, time.perf_counter() - start)
     start = time.perf_counter()
     vertices, faces, _, _ = marching_cubes(
-        values.reshape(shape), 0.0, gradient_direction="descent", allow_degenerate=False
+        values.reshape(lattice.shape), 0.0, gradient_direction="descent", allow_degenerate=False
     )
     dense_seconds += time.perf_counter() - start
-    dense = Mesh.of(low + vertices * step, faces)
-    plain_seconds = _plain_seconds(head, subject, _points(_drawn(values.size, quick), low, step, shape)) * values.size
+    dense = Mesh.of(lattice.low + vertices * lattice.step, faces)
+    few = lattice.drawn(PLAIN_CHUNK if quick else PLAIN_POINTS)
+    plain_seconds = plain_seconds_a_point(head, subject, few) * lattice.count
     return {
         "mesh_seconds": sparse_seconds,
         "mesh_speed_dense": dense_seconds / sparse_seconds,
@@ -78,33 +80,52 @@ def _compare(head: HeadModel, subject: str, resolution: int, quick: bool) -> dic
     }
 
 
-def _lattice(head: HeadModel, resolution: int) -> tuple[NDArray[np.float64], float, tuple[int, ...]]:
-    """Low corner, step and shape of the dense grid over the model's box."""
+@dataclass(frozen=True)
+class Lattice:
+    """The dense grid over a model's box.
+
+    Attributes:
+        low: (3,) mm, its low corner.
+        step: mm.
+        shape: points along each axis.
+    """
+
+    low: NDArray[np.float64]
+    step: float
+    shape: tuple[int, ...]
+
+    @property
+    def count(self) -> int:
+        """Its points."""
+        return int(np.prod(self.shape))
+
+    def at(self, index: NDArray[np.integer]) -> NDArray[np.float32]:
+        """Points (n, 3) by number, mm."""
+        return (self.low + np.stack(np.unravel_index(index, self.shape), 1) * self.step).astype(np.float32)
+
+    def drawn(self, count: int) -> NDArray[np.float32]:
+        """Some of the points, drawn at random."""
+        return self.at(np.random.default_rng(0).integers(0, self.count, count))
+
+
+def lattice_points(head: HeadModel, resolution: int) -> Lattice:
+    """The grid with so many cells along the box's longest edge."""
     extent = head.box_mm[1] - head.box_mm[0]
     step = float(extent.max()) / resolution
-    return head.box_mm[0], step, tuple(int(n) + 1 for n in np.ceil(extent / step - 1e-9))
+    return Lattice(head.box_mm[0], step, tuple(int(n) + 1 for n in np.ceil(extent / step - 1e-9)))
 
 
-def _points(
-    index: NDArray[np.integer], low: NDArray[np.float64], step: float, shape: tuple[int, ...]
-) -> NDArray[np.float32]:
-    return (low + np.stack(np.unravel_index(index, shape), 1) * step).astype(np.float32)
-
-
-def _drawn(size: int, quick: bool) -> NDArray[np.int64]:
-    return np.random.default_rng(0).integers(0, size, PLAIN_CHUNK if quick else PLAIN_POINTS)
-
-
-def _plain_seconds(head: HeadModel, subject: str, points: NDArray[np.float32]) -> float:
-    """Seconds a point of all 40 networks at every point."""
+def plain_seconds_a_point(head: HeadModel, subject: str, points: NDArray[np.float32]) -> float:
+    """What a point costs with all 40 networks at every point."""
     plain = PlainIdentity(head.identity_field)
     prepared = plain.prepare(torch.as_tensor(head.identity_code(subject))[None])
     parts = to_units(torch.as_tensor(points)).split(PLAIN_CHUNK)
     least = math.inf
     for _ in range(2):
         start = time.perf_counter()
-        for part in parts:
-            plain.sdf(prepared, part, torch.zeros(len(part), dtype=torch.int64))
+        with torch.no_grad():
+            for part in parts:
+                plain.sdf(prepared, part, torch.zeros(len(part), dtype=torch.int64))
         least = min(least, time.perf_counter() - start)
     return least / len(points)
 

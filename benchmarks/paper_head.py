@@ -17,7 +17,7 @@ from pipeline.train import head_box_mm, mean_plane
 from pipeline.workspace import Workspace
 from storage.digest import digest_json
 
-SUBJECTS, EXPRESSIONS, STEPS = 18, 4, (1000, 500)
+SUBJECTS, EXPRESSIONS, STEPS = 18, 4, (400, 150)
 HELD_OUT = ("003", "006", "009", "012", "015", "018")
 QUICK_SUBJECTS, QUICK_EXPRESSIONS, QUICK_STEPS = 3, 2, (20, 20)
 QUICK_HELD_OUT = ("003",)

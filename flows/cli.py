@@ -16,7 +16,7 @@ from typing import NoReturn
 
 from cyclopts import App, CycloptsError
 
-from flows.commands import models, outside, release, steps, templates, workspaces
+from flows.commands import heads, models, outside, release, steps, templates, workspaces
 from flows.commands.upkeep import doctor, gc
 from flows.console import Exit, Output, Reply, write_error, write_reply
 from flows.logs import report_crashes
@@ -40,7 +40,9 @@ VERBS: tuple[Callable[..., Reply] | App, ...] = (
     steps.status,
     steps.judge,
     outside.fit,
-    outside.mesh,
+    heads.mesh,
+    heads.transfer,
+    heads.interpolate,
     models.models,
     release.release,
     gc,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -84,7 +85,9 @@ def code_of(told: str | ArrayLike, names: Sequence[str], codes: NDArray[np.float
     if isinstance(told, str):
         if told not in names:
             known = ", ".join(list(names)[:6]) + (", ..." if len(names) > 6 else "")
-            raise ConfigError(one_line(f"no such {kind} in the model", told, f"it has {known}", "name one of these"))
+            near = difflib.get_close_matches(told, names, n=3)
+            remedy = f"did you mean {' or '.join(near)}?" if near else "name one of these"
+            raise ConfigError(one_line(f"no such {kind} in the model", told, f"it has {known}", remedy))
         return np.asarray(codes[names.index(told)], np.float32)
     code = np.asarray(told, np.float32)
     if code.shape != codes.shape[1:]:

@@ -19,7 +19,6 @@ from model.observation import Observation
 from registration.alignment import Alignment, align_head
 from registration.cloud_normals import estimate_normals
 from registration.mesh import Mesh, mesh_from_ply, mesh_to_ply, transform_points, vertex_normals
-from registration.register_head import register_canonical
 from registration.rendered_points import above_plane
 from registration.template import Template
 from storage.errors import ConfigError, ScanRejected, one_line
@@ -30,7 +29,6 @@ if TYPE_CHECKING:
 
 CODES_FILE = "codes.safetensors"
 _LIKELY_EXTENT_MM = 350.0
-_COARSE_TEMPLATE_CELLS = 160
 
 
 class ScanFitConfig(BaseModel):
@@ -164,7 +162,8 @@ def fit_scans(
     Raises:
         ConfigError: no scans, or names that are not distinct.
     """
-    from model.head_fitter import NphmFitter  # torch: not needed to read this module's settings
+    from model.carried_template import CarriedTemplate  # torch: not needed to read this module's settings
+    from model.head_fitter import NphmFitter
 
     config = config or ScanFitConfig()
     names = [str(i) for i in range(len(scans))] if names is None else list(names)
@@ -179,7 +178,7 @@ def fit_scans(
         return Fit({name: done[name] for name in names})
     codes = NphmFitter(head, config.fit).codes(list(observations.values()), seed)
     meshes = head.meshes(codes.identity, codes.expressions, config.resolution)
-    carried = _carry_template(head, codes.identity, seed)
+    carried = CarriedTemplate.onto(head, codes.identity, seed).vertices_mm
     for place, name in enumerate(observations):
         scan, expression = found[name], codes.expressions[place]
         T = scan.alignment.T_world_from_head @ codes.T_told_from_head[place]
@@ -243,13 +242,6 @@ def _observe(name: str, scan: _Found, head: HeadModel, config: ScanFitConfig) ->
     inside = ((points >= low) & (points <= high)).all(1) & above_plane(points, head.throat_plane)
     normals = None if scan.normals is None else (scan.normals @ T_head_from_world[:3, :3].T)[inside]
     return Observation(name, points[inside], normals)
-
-
-def _carry_template(head: HeadModel, identity: NDArray[np.float32], seed: int) -> NDArray[np.float64]:
-    """The template's vertices (n, 3) on the person's canonical head, head frame, mm."""
-    canonical = head.mesh(identity, resolution=_COARSE_TEMPLATE_CELLS)
-    registered = register_canonical(canonical, head.template, seed=seed, start=np.eye(4))
-    return transform_points(registered.T_world_from_head, registered.vertices_head_mm)
 
 
 def _rejected(scan: _Found, config: ScanFitConfig) -> ScanDocument:

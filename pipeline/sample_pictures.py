@@ -6,22 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.sample_format import DeformationSamples, IdentitySamples
-from registration.pictures import LEFT, Picture, heat_colors, sheet, signed_colors, splat
+from registration.pictures import LEFT, REGION_COLORS, Picture, heat_colors, sheet, signed_colors, splat
 from registration.template import REGIONS
 
-_REGION_COLORS = np.array(
-    [
-        [233, 190, 150],  # face
-        [160, 170, 190],  # scalp
-        [90, 160, 110],  # ears
-        [190, 170, 120],  # neck
-        [200, 70, 80],  # lips
-        [60, 110, 190],  # eyes
-        [110, 75, 50],  # hair
-        [150, 60, 170],  # worn
-    ],
-    np.uint8,
-)
 _UNSEEN = np.array([215, 215, 220], np.uint8)
 _SLAB_MM = 3.0
 _MOST_POINTS = 60_000
@@ -36,7 +23,7 @@ def picture_identity(samples: IdentitySamples, size: int = 384) -> Picture:
     front = np.abs(points[:, 2] - middle[2]) < _SLAB_MM
     extent_mm = 1.4 * float(np.ptp(samples.surface, axis=0).max())
     surface = samples.surface[:_MOST_POINTS]
-    colors = _REGION_COLORS[samples.region[:_MOST_POINTS]]
+    colors = REGION_COLORS[samples.region[:_MOST_POINTS]]
     colors = np.where(samples.observed[:_MOST_POINTS, None], colors, (colors.astype(int) + 2 * _UNSEEN) // 3)
     colors = _lit(colors, samples.normal[:_MOST_POINTS])
     row = [

@@ -18,6 +18,22 @@ BACKGROUND = (250, 250, 252)
 CLAY = (205, 198, 190)
 FRONT, LEFT, RIGHT, BACK = 0.0, 90.0, -90.0, 180.0
 """Azimuths in degrees about +y; 0 looks at the face from +z."""
+VIEWS = ((FRONT, 0.0), (0.5 * LEFT, 0.0), (LEFT, 0.0), (BACK, 20.0))
+"""Azimuth and elevation of four views that show a whole head."""
+REGION_COLORS = np.array(
+    [
+        [233, 190, 150],  # face
+        [160, 170, 190],  # scalp
+        [90, 160, 110],  # ears
+        [190, 170, 120],  # neck
+        [200, 70, 80],  # lips
+        [60, 110, 190],  # eyes
+        [110, 75, 50],  # hair
+        [150, 60, 170],  # worn
+    ],
+    np.uint8,
+)
+"""(regions, 3) uint8 in the order of ``REGIONS``."""
 
 
 def render(

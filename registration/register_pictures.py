@@ -6,17 +6,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from registration.mesh import Mesh
-from registration.pictures import FRONT, LEFT, RIGHT, Picture, heat_colors, render, sheet
+from registration.pictures import FRONT, LEFT, REGION_COLORS, RIGHT, Picture, heat_colors, render, sheet
 from registration.register_head import Registration
-from registration.template import REGIONS, Template
+from registration.template import Template
 
 RESIDUAL_SHOWN_MM = 1.0
 _SIDES = ((FRONT, "front"), (0.5 * LEFT, "left"), (0.5 * RIGHT, "right"))
 _CENTRE_MM = (0.0, 10.0, 20.0)
-_REGION_COLORS = {
-    "face": (222, 190, 170), "scalp": (170, 200, 230), "ears": (230, 150, 150), "neck": (190, 220, 180),
-    "lips": (220, 90, 110), "eyes": (120, 120, 220), "hair": (90, 60, 30), "worn": (20, 160, 60),
-}  # fmt: skip
 
 
 def overlay_sheet(clean: Mesh, registration: Registration, template: Template) -> Picture:
@@ -24,8 +20,7 @@ def overlay_sheet(clean: Mesh, registration: Registration, template: Template) -
     scan = clean.transformed(np.linalg.inv(registration.T_world_from_head))
     head = Mesh.of(registration.vertices_head_mm, template.mesh.faces)
     heat = heat_colors(registration.residual_mm, RESIDUAL_SHOWN_MM, ~registration.observed)
-    table = np.array([_REGION_COLORS[name] for name in REGIONS], np.uint8)
-    regions = table[registration.scan_region]
+    regions = REGION_COLORS[registration.scan_region]
     rows, titles = [], []
     for azimuth, name in _SIDES:
         over = render(scan, azimuth, centre_mm=_CENTRE_MM)
@@ -46,7 +41,7 @@ def overlay_sheet(clean: Mesh, registration: Registration, template: Template) -
                 "registered template",
                 "template's edges on the scan",
                 f"distance, red from {RESIDUAL_SHOWN_MM:g} mm",
-                "regions: hair brown, worn green",
+                "regions: hair brown, worn violet",
             ]
         )
     return sheet(rows, titles)

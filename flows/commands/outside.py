@@ -1,4 +1,4 @@
-"""Verbs that use a trained model on something outside a workspace: fit scans, make meshes."""
+"""The verb that fits a trained model to scans from outside a workspace."""
 
 from __future__ import annotations
 
@@ -59,43 +59,3 @@ def fit(
     lines.append(f"{len(verdicts) - len(rejected)} fitted, {len(rejected)} rejected, in {out}")
     exit = Exit.NOTHING_USABLE if len(rejected) == len(verdicts) else Exit.FAILED if strict and rejected else Exit.DONE
     return Reply(document, tuple(lines), exit)
-
-
-def mesh(
-    model: Model,
-    /,
-    *,
-    out: Out,
-    workspace: Where = ".",
-    identity: str = "mean",
-    expression: str = "canonical",
-    resolution: Annotated[int, Parameter(help="Cells along the longest side.")] = 256,
-    seed: int = 0,
-    output: Output = PLAIN,
-) -> Reply:
-    """Make a mesh of a head that a model knows, or of a new one.
-
-    For example:
-
-        nphm mesh heads/models/first -o head.ply --identity random --seed 3
-
-    Parameters
-    ----------
-    out
-        A PLY file, head frame, mm.
-    identity
-        A subject's id, `mean` or `random`.
-    expression
-        SUBJECT/NAME, `canonical` or `random`.
-    seed
-        Of what is drawn at random.
-    """
-    from pipeline.drawn_mesh import draw_mesh, find_model
-    from registration.mesh import mesh_to_ply
-
-    made = draw_mesh(find_model(model, workspace), identity, expression, resolution, seed)
-    path = Path(out)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(mesh_to_ply(made))
-    document = {"mesh": str(path), "vertices": len(made.vertices), "faces": len(made.faces)}
-    return Reply(document, (f"{len(made.vertices)} vertices in {path}",))

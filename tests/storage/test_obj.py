@@ -1,14 +1,16 @@
+import io
 import re
 import tracemalloc
 
 import numpy as np
 import pytest
+import trimesh
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from storage import obj
 from storage.errors import ScanRejected
-from storage.obj import read_obj
+from storage.obj import read_obj, write_obj
 
 SQUARE = b"""# made by hand
 mtllib missing.mtl
@@ -152,3 +154,21 @@ def test_mutated_files_are_read_or_rejected(seed: int, count: int) -> None:
         line = str(error)
     assert line.startswith("x: ")
     assert line.isprintable()
+
+
+def test_a_written_mesh_is_read_again_by_us_and_by_others() -> None:
+    rng = np.random.default_rng(0)
+    vertices, faces = rng.normal(size=(5, 3)) * 100, np.array([[0, 1, 2], [2, 3, 4]], np.int32)
+    normals, colors = rng.normal(size=(5, 3)), rng.integers(0, 256, (5, 3)).astype(np.uint8)
+    groups = {"face": np.array([True, False]), "ears": np.zeros(2, bool), "hair": np.array([False, True])}
+    data = write_obj(vertices, faces, normals, colors, groups)
+    read = read_obj(data, "made.obj")
+    assert np.allclose(read.vertices, vertices, atol=1e-5)
+    assert read.colors is not None
+    assert np.array_equal(np.round(read.colors * 255), colors)
+    assert np.array_equal(read.triangles, faces)
+    assert (b"\ng face\n" in data, b"g ears" in data) == (True, False)
+    other = trimesh.load(io.BytesIO(data), file_type="obj", process=False, maintain_order=True)
+    assert np.array_equal(other.faces, faces)
+    assert np.allclose(other.vertices, vertices, atol=1e-5)
+    assert np.array_equal(read_obj(write_obj(vertices, faces), "made.obj").triangles, faces)
