@@ -45,10 +45,11 @@ from pipeline.sample import run_sample
 from pipeline.sample_blocks import GROUP_BLOCKS, block_count
 from pipeline.sample_config import SampleConfig
 from pipeline.sample_format import COLUMNS, SAMPLES_ROOT, SETS, encode_rows, encode_samples
-from pipeline.sample_groups import find_damaged, group_path, put_group, remove_group
+from pipeline.sample_groups import find_damaged_parents, group_path, put_group, remove_group
 from pipeline.sample_sources import SampleSources
 from pipeline.samplers import open_samplers
 from pipeline.scan_rows import BlockCache, ShardSource, Shuffler
+from pipeline.snapshot import take_snapshot
 from pipeline.steps import STEPS
 from pipeline.workspace import Workspace
 from registration.mesh import mesh_from_ply
@@ -508,7 +509,7 @@ def measure_kills(bench: Bench) -> Row:
         for turn in range(kills):
             key = keys[turn % 2]
             forker.kill(key, float(rng.uniform(0, 1)) * seconds[key])
-            whole += is_whole(workspace, keys)
+            whole += is_whole(workspace)
             forker.finish(key)
             equal += samples_in(workspace) == want
     return {"kills": kills, "kills_equal_of_50": float(equal), "kills_left_whole": whole}
@@ -578,10 +579,16 @@ def samples_in(workspace: Workspace) -> dict[str, str]:
     return {path: hashlib.sha256(store.get(path)).hexdigest() for path in paths}
 
 
-def is_whole(workspace: Workspace, keys: tuple[str, ...]) -> bool:
+def damaged_in(workspace: Workspace) -> list[str]:
+    """What `nphm status --every-byte` names."""
+    book = take_snapshot(workspace, every_byte=True)
+    found = (book.damage(manifest) for manifest in book.manifests.values())
+    return [line for line in found if line is not None] + find_damaged_parents(workspace.store)
+
+
+def is_whole(workspace: Workspace) -> bool:
     """Whether what a manifest or plain Zarr shows is undamaged."""
-    manifests = [found for key in keys if (found := workspace.manifest("sample", key)) is not None]
-    damaged = any(line for line in find_damaged(workspace.store, manifests))
+    damaged = bool(damaged_in(workspace))
     root = Path(workspace.url) / SAMPLES_ROOT
     if (root / "zarr.json").exists():
         for _, subject in zarr.open_group(root, mode="r").groups():
@@ -604,7 +611,7 @@ def measure_flips(bench: Bench) -> Row:
     store = workspace.store
 
     def group_found(path: str) -> bool:
-        lines = list(find_damaged(store, manifests.values()))
+        lines = damaged_in(workspace)
         named = len(lines) == 1 and lines[0].startswith(path)
         key = next((key for key in keys if path.startswith(group_path(key) + "/")), None)
         return named and (key is None or refused(lambda: read_everything(store, manifests[key]), path))

@@ -38,12 +38,13 @@ class Outlook:
         return sum(action.megabytes for action in self.actions)
 
 
-def look_ahead(workspace: Workspace, until: str | None = None) -> Outlook:
+def look_ahead(workspace: Workspace, until: str | None = None, every_byte: bool = False) -> Outlook:
     """List what is stale, up to a step. Nothing is written.
 
-    What later steps will have to do for scans that are yet to be taken in is not known before they are.
+    What later steps will have to do for scans that are yet to be taken in is not known before they are. With
+    ``every_byte`` all results are read: see ``take_snapshot``.
     """
-    snapshot = take_snapshot(workspace)
+    snapshot = take_snapshot(workspace, every_byte)
     costs = _measured(workspace)
     pending = [
         Action("ingest", found.scan.key, "compute", found.why)

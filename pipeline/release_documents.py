@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pipeline.release_config import Part
-from storage.digest import canonical_json
+from storage.digest import canonical_json, digest_json
 from storage.errors import StorageConflict, one_line
 from storage.manifest import Output
 from storage.store import Store
@@ -111,7 +111,9 @@ class ReleasedSplits(_Document):
 
 
 class BuiltRelease(_Document):
-    """``WS/releases/VERSION-DIGEST.json``: a release that was built from a workspace. It names no subject's id."""
+    """``WS/releases/VERSION-DIGEST.json``: a release that was built from a workspace, one record a place that it was
+    built to. It names no subject's id.
+    """
 
     schema_version: Literal[1] = 1
     name: str
@@ -125,7 +127,7 @@ class BuiltRelease(_Document):
     @property
     def path(self) -> str:
         """Where the record lies in a workspace."""
-        return f"{BUILT_FOLDER}/{self.version}-{self.manifest_sha256[:12]}.json"
+        return f"{BUILT_FOLDER}/{self.version}-{digest_json([self.manifest_sha256, self.place])[:12]}.json"
 
 
 BUILT_FOLDER = "releases"
@@ -138,9 +140,9 @@ def parse_version(version: str) -> tuple[int, int, int] | None:
 
 
 def list_built(store: Store) -> list[BuiltRelease]:
-    """The releases that were built from a workspace, by version."""
+    """The releases that were built from a workspace, by version and place."""
     built = [BuiltRelease.model_validate_json(data) for data in store.get_many(store.list(BUILT_FOLDER))]
-    return sorted(built, key=lambda release: (parse_version(release.version) or (0, 0, 0), release.manifest_sha256))
+    return sorted(built, key=lambda release: (parse_version(release.version) or (0, 0, 0), release.place))
 
 
 def read_document(kind: type[D], store: Store, path: str) -> D:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from pipeline.keys import subject_of
@@ -75,8 +75,16 @@ class Snapshot:
         return self._damages.get((manifest.step, manifest.key))
 
 
-def take_snapshot(workspace: Workspace) -> Snapshot:
+def _folders_elsewhere(manifest: Manifest, known: Mapping[str, Stat]) -> Iterator[str]:
+    """The top folders of outputs that nothing is known of yet: listed at once, where each would be asked for alone."""
+    return (output.path.partition("/")[0] for output in manifest.outputs.values() if output.path not in known)
+
+
+def take_snapshot(workspace: Workspace, every_byte: bool = False) -> Snapshot:
     """Read every manifest of a workspace and look at every output once.
+
+    Args:
+        every_byte: read all outputs and hold them against their digests: finds what a failing disk has changed.
 
     Raises:
         StorageConflict: a manifest can't be read.
@@ -94,10 +102,12 @@ def take_snapshot(workspace: Workspace) -> Snapshot:
                 at[path] = (spec.name, key)
     read = store.get_many(at)
     manifests = {place: parse_manifest(data, path) for (path, place), data in zip(at.items(), read, strict=True)}
+    for folder in sorted({folder for manifest in manifests.values() for folder in _folders_elsewhere(manifest, stats)}):
+        stats |= store.stats(folder)
     damages = {
         place: damage
         for path, place in at.items()
-        if (damage := find_damage(store, manifests[place], path, stats)) is not None
+        if (damage := find_damage(store, manifests[place], path, stats, every_byte)) is not None
     }
     words = {}
     for path in store.list("judgements"):

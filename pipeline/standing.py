@@ -39,11 +39,11 @@ def stand(snapshot: Snapshot, actions: Sequence[Action]) -> list[StepStanding]:
     stale = Counter(action.step for action in actions if action.kind != "withdraw")
     damaged = {
         step: tuple(
-            f"{spec.manifest_path(key)}: {found}"
-            for (of_step, key), manifest in sorted(snapshot.manifests.items())
+            found
+            for (of_step, _), manifest in sorted(snapshot.manifests.items())
             if of_step == step and (found := snapshot.damage(manifest)) is not None
         )
-        for step, spec in snapshot.steps.items()
+        for step in snapshot.steps
     }
     return [
         StepStanding(step, verdicts[step, "accepted"], verdicts[step, "rejected"], stale[step], damaged[step])

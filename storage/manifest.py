@@ -205,7 +205,9 @@ def read_output(store: Store, manifest: Manifest, name: str) -> bytes:
     return data
 
 
-def find_damage(store: Store, manifest: Manifest, path: str, stats: Mapping[str, Stat] | None = None) -> str | None:
+def find_damage(
+    store: Store, manifest: Manifest, path: str, stats: Mapping[str, Stat] | None = None, every_byte: bool = False
+) -> str | None:
     """Tell what is wrong with a result's outputs, at the cost of a look at each.
 
     An output of the right size that was last written before its manifest is taken as it is; one written later is read
@@ -214,17 +216,23 @@ def find_damage(store: Store, manifest: Manifest, path: str, stats: Mapping[str,
     Args:
         path: where the manifest lies.
         stats: what is known of the objects in the store already.
+        every_byte: read all outputs, for a disk may lose what nobody has written to.
 
     Returns:
-        What is wrong, in words, or None.
+        What is wrong, in words that name the output's path, or None.
     """
     known = stats or {}
     committed = known.get(path) or store.stat(path)
-    for name, output in manifest.outputs.items():
+    to_read: list[Output] = []
+    for output in manifest.outputs.values():
         found = known.get(output.path) or store.stat(output.path)
         if found is None:
-            return f"output {name} missing"
-        late = committed is None or found.modified_ns > committed.modified_ns
-        if found.bytes != output.bytes or (late and digest_bytes(store.get(output.path)) != output.sha256):
-            return f"output {name} changed"
+            return f"{output.path} is missing"
+        if found.bytes != output.bytes:
+            return f"{output.path} was changed"
+        if every_byte or committed is None or found.modified_ns > committed.modified_ns:
+            to_read.append(output)
+    for output, data in zip(to_read, store.get_many(output.path for output in to_read), strict=True):
+        if digest_bytes(data) != output.sha256:
+            return f"{output.path} was changed"
     return None

@@ -42,7 +42,7 @@ CHUNK_ROWS = 8_192
 
 
 _CRC_BYTES = 4
-_REMEDY = "run the sample step again"
+_MISSING = "missing"
 _CHUNK_CODECS = ["bytes", "zstd", "crc32c"]
 
 
@@ -181,7 +181,8 @@ class GroupReader:
         codec = metadata["codecs"][0]["configuration"]
         known = metadata["data_type"] == column.dtype and metadata["attributes"] == column.described()
         if not known or [one["name"] for one in codec["codecs"]] != _CHUNK_CODECS:
-            raise StorageConflict(one_line("is stored in another format", f"{self._prefix}/{name}", "", _REMEDY))
+            remedy = "run the sample step again"
+            raise StorageConflict(one_line("is stored in another format", f"{self._prefix}/{name}", "", remedy))
         shape, chunk_rows = tuple(metadata["shape"]), int(codec["chunk_shape"][0])
         path = "/".join([name, "c", *("0" for _ in shape)])
         chunks = -(-shape[0] // chunk_rows)
@@ -195,7 +196,7 @@ class GroupReader:
             raise self._damaged(path, "the manifest does not list it")
         found = self._store.stat(f"{self._prefix}/{path}")
         if found is None or found.bytes != file.bytes:
-            raise self._damaged(path, "missing" if found is None else f"{found.bytes} of {file.bytes} bytes")
+            raise self._damaged(path, _MISSING if found is None else f"{found.bytes} of {file.bytes} bytes")
         length = chunks * 16 + _CRC_BYTES
         try:
             index = _checked(self._range(path, file.bytes - length, file.bytes), 0, length)
@@ -211,7 +212,7 @@ class GroupReader:
         try:
             data = self._store.get_range(f"{self._prefix}/{path}", start, stop)
         except FileNotFoundError as error:
-            raise self._damaged(path, "missing") from error
+            raise self._damaged(path, _MISSING) from error
         if len(data) != stop - start:
             raise self._damaged(path, f"it ends {stop - start - len(data)} bytes early")
         return data
@@ -223,14 +224,15 @@ class GroupReader:
         try:
             data = self._store.get(f"{self._prefix}/{path}")
         except FileNotFoundError as error:
-            raise self._damaged(path, "missing") from error
+            raise self._damaged(path, _MISSING) from error
         if digest_bytes(data) != file.sha256:
             raise self._damaged(path, "its digest is not the manifest's")
         decoded: dict[str, Any] = json.loads(data)
         return decoded
 
     def _damaged(self, path: str, why: str) -> StorageConflict:
-        return StorageConflict(one_line("shard is damaged", f"{self._store.url}/{self._prefix}/{path}", why, _REMEDY))
+        remedy = "run again" if why == _MISSING else "delete it and run again"
+        return StorageConflict(one_line("shard is damaged", f"{self._store.url}/{self._prefix}/{path}", why, remedy))
 
 
 def _checked(data: bytes, start: int, stop: int) -> bytes:

@@ -1,11 +1,12 @@
-"""What several test folders share: captures of ICT heads, made by the tool that lies beside the checkout."""
+"""What several test folders share: captures of ICT heads, made by the tool beside the checkout, and an S3 server."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -81,3 +82,33 @@ def ict_session(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Captu
         return made[key]
 
     return make
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[str]:
+    """The URL of a real S3 server over HTTP on this machine."""
+    from moto.server import ThreadedMotoServer  # slow to import: tests over buckets alone pay for it
+
+    running = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    running.start()
+    host, port = running.get_host_and_port()
+    yield f"http://{host}:{port}"
+    running.stop()
+
+
+@pytest.fixture
+def bucket_url(s3_server: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> str:
+    """A place in a bucket of the test's own, as ``open_store`` and the command line take it."""
+    import boto3
+
+    for name, value in (
+        ("AWS_ENDPOINT_URL", s3_server),
+        ("AWS_ALLOW_HTTP", "true"),
+        ("AWS_ACCESS_KEY_ID", "somebody"),
+        ("AWS_SECRET_ACCESS_KEY", "secret"),
+        ("AWS_REGION", "us-east-1"),
+    ):
+        monkeypatch.setenv(name, value)
+    name = f"heads-{hashlib.sha256(request.node.nodeid.encode()).hexdigest()[:8]}"
+    boto3.client("s3", endpoint_url=s3_server, region_name="us-east-1").create_bucket(Bucket=name)
+    return f"s3://{name}/lab"

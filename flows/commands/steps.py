@@ -107,7 +107,12 @@ def plan(*, workspace: Workspace, until: StepName = "report", output: Output = P
     )
 
 
-def status(*, workspace: Workspace, output: Output = PLAIN) -> Reply:
+def status(
+    *,
+    workspace: Workspace,
+    every_byte: Annotated[bool, Parameter(negative=())] = False,
+    output: Output = PLAIN,
+) -> Reply:
     """Tell how each step stands: accepted, rejected and stale, with every damaged result by name; and the releases.
 
     Exits with 1 if anything is damaged.
@@ -115,18 +120,29 @@ def status(*, workspace: Workspace, output: Output = PLAIN) -> Reply:
     For example:
 
         nphm status -w heads
+
+    Parameters
+    ----------
+    every_byte
+        Read all results and hold them against their digests: finds what a failing disk has changed unseen.
     """
     from pipeline.opening import open_workspace
     from pipeline.outlook import look_ahead
     from pipeline.release_documents import list_built
+    from pipeline.sample_groups import find_damaged_parents
     from pipeline.tombstones import list_tombstones
 
     opened = open_workspace(workspace)
-    standing = look_ahead(opened).standing
+    standing = look_ahead(opened, every_byte=every_byte).standing
     lines = ["step      accepted  rejected     stale"]
     lines += [f"{s.step:<9}{s.accepted:9}{s.rejected:10}{s.stale:10}" for s in standing]
     damaged = [line for step in standing for line in step.damaged]
-    lines += [f"damaged: {line}; 'nphm run' makes it anew" for line in damaged]
+    remedy = "delete it, then 'nphm run' makes it anew" if every_byte else "'nphm run' makes it anew"
+    lines += [f"damaged: {line}; {remedy}" for line in damaged]
+    if every_byte:
+        above = find_damaged_parents(opened.store)
+        damaged += above
+        lines += [f"damaged: {line}; the next scan that is sampled below it puts it back" for line in above]
     releases, withdrawn = list_built(opened.store), list_tombstones(opened.store)
     lines += [f"release {one.name} {one.version}: {len(one.subjects)} people, in {one.place}" for one in releases]
     cut_off = [one.pseudonym for one in withdrawn if not one.finished]
@@ -135,6 +151,7 @@ def status(*, workspace: Workspace, output: Output = PLAIN) -> Reply:
     lines += [f"the withdrawal of {name} is not complete; repeat 'nphm release withdraw'" for name in cut_off]
     document = {
         "steps": [asdict(s) for s in standing],
+        "damaged": damaged,
         "releases": [one.model_dump(mode="json") for one in releases],
         "withdrawn": {"subjects": len(withdrawn), "not_complete": cut_off},
     }

@@ -79,7 +79,7 @@ def test_damage_is_named_by_status(workspace, session, capsys):
     assert made is not None
     open_workspace(workspace).store.put(made.outputs["made.bin"].path, b"other")
     assert run_command(["status", "-w", workspace]) == Exit.FAILED
-    assert "damaged: clean/001/smile/report.json: output made.bin changed" in capsys.readouterr().out
+    assert "damaged: clean/001/smile/made.bin was changed" in capsys.readouterr().out
 
 
 def test_a_persons_word_is_kept(workspace, session, capsys):

@@ -34,6 +34,8 @@ from storage.shards import group_metadata
 from storage.store import LocalStore, Store
 
 PEOPLE = ("xq-17", "bd-03", "yo-44", "mv-58")
+COST = {"clean": {"results": 8, "seconds": 3.0, "bytes": 9_000}}
+"""What the log of a run says."""
 CONSENT = {"given": True, "scope": ["research", "release"], "date": "2026-01-01"}
 
 
@@ -170,7 +172,7 @@ def bring_up(workspace: Workspace) -> None:
     write_rejected(workspace, snapshot)
     promote_first(workspace, next(key for step, key in snapshot.manifests if step == "train"))
     workspace.store.put("runs/20260102.jsonl", b"".join(canonical_json(job) + b"\n" for job in jobs))
-    workspace.store.put("runs/20260102.json", canonical_json({"cost": {"clean": 3}, "jobs": jobs}))
+    workspace.store.put("runs/20260102.json", canonical_json({"cost": COST, "jobs": jobs}))
 
 
 def names_in(folder: Path, word: str) -> list[str]:

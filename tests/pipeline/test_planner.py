@@ -130,8 +130,8 @@ def test_a_missing_and_a_changed_output(full):
     full.store.delete("clean/001/smile/mesh.ply")
     full.store.put("clean/002/smile/mesh.ply", full.store.get("clean/002/smile/mesh.ply")[::-1])
     said = why(full)
-    assert said["clean", "001/smile"] == "output mesh.ply missing"
-    assert said["clean", "002/smile"] == "output mesh.ply changed"
+    assert said["clean", "001/smile"] == "clean/001/smile/mesh.ply is missing"
+    assert said["clean", "002/smile"] == "clean/002/smile/mesh.ply was changed"
     assert Counter(step for step, _, _ in run(full)) == {"clean": 2}
 
 

@@ -414,8 +414,11 @@ def test_what_was_built_is_remembered_without_ids(finished, tmp_path):
     assert len(record.model_subjects) == 3  # yo-44 is in the weights
     raw = finished.store.get(record.path)
     assert not [name for name in PEOPLE if name.encode() in raw]
+    again = build_release(finished, "1.0.0", LocalStore(tmp_path / "again"))
+    assert again.other_places == ()
+    assert [one.place for one in list_built(finished.store)] == [str(tmp_path / "again"), str(tmp_path / "out")]
     other = build_release(finished, "1.0.0", LocalStore(tmp_path / "other"), parts=("clean",))
-    assert other.other_places == (str(tmp_path / "out"),)
+    assert other.other_places == (str(tmp_path / "again"), str(tmp_path / "out"))
 
 
 def test_the_key_stays_at_home(finished, tmp_path):

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -27,9 +28,10 @@ from pipeline.sample_config import (
     SampleThresholds,
     judge_sample,
 )
-from pipeline.sample_groups import find_damaged, remove_group
+from pipeline.sample_groups import find_damaged_parents, remove_group
 from pipeline.sample_sources import SampleSources
 from pipeline.scan_rows import ShardSource
+from pipeline.snapshot import take_snapshot
 from pipeline.stepspec import Need, StepSpec
 from pipeline.workspace import Workspace
 from registration.face_skin import on_face_skin
@@ -39,7 +41,7 @@ from registration.surface import SurfaceIndex
 from registration.template import REGIONS, Template
 from storage.errors import ScanRejected, StorageConflict
 from storage.shards import CHUNK_ROWS
-from storage.store import LocalStore, Store
+from storage.store import LocalStore, Store, open_store
 
 RADIUS_MM = 90.0
 PLANE = np.array([0.0, 1.0, 0.0, 60.0])
@@ -266,7 +268,7 @@ def _unused(workspace: Workspace, key: str) -> Any:
 
 
 def _workspace(
-    root: Path,
+    root: Path | Store,
     keep: Literal["stored", "on_the_fly"] = "stored",
     plane: np.ndarray = PLANE,
     identity: IdentitySampleConfig = SMALL,
@@ -278,7 +280,7 @@ def _workspace(
     needs = (Need("register"), Need("clean"), Need("register", "canonical"))
     sample = StepSpec("sample", "samples", STEP_VERSION, run_sample, judge_sample, needs=needs, uses_template=True)
     steps = [spec("ingest", "ingest"), spec("clean", "clean"), spec("register", "registrations"), sample]
-    store = LocalStore(root)
+    store = LocalStore(root) if isinstance(root, Path) else root
     store.put("template.npz", _template().to_bytes())
     workspace = Workspace(
         store,
@@ -375,6 +377,18 @@ def test_order_and_repetition_change_no_byte(tmp_path: Path) -> None:
     assert all(first[path] == second[path] for path in first)
 
 
+def test_a_bucket_gets_the_bytes_that_a_folder_gets(tmp_path: Path, bucket_url: str) -> None:
+    folder, bucket = _workspace(tmp_path), _workspace(open_store(bucket_url))
+    for workspace in (folder, bucket):
+        manifests = {key: run_sample(workspace, key) for key in ("001/smile", "001/neutral")}
+    here, there = ({path: one.store.get(path) for path in one.store.list()} for one in (folder, bucket))
+    assert there == here
+    assert find_damaged_parents(bucket.store) == []
+    source = SampleSources(bucket).open("001/neutral", manifests["001/neutral"])
+    drawn = next(IdentityBatches([source], IdentityCounts(100, 100, 50), batch=1, ahead=0))
+    assert np.abs(np.linalg.norm(drawn["surface"], axis=2) - RADIUS_MM).max() < 0.6
+
+
 def test_a_damaged_shard_is_named_and_redone(tmp_path: Path) -> None:
     workspace = _workspace(tmp_path)
     manifest = run_sample(workspace, "001/smile")
@@ -430,19 +444,27 @@ def test_a_scan_that_is_rejected_later_leaves_no_group(tmp_path: Path) -> None:
 
 def test_every_file_is_looked_over_and_named(tmp_path: Path) -> None:
     workspace = _workspace(tmp_path)
-    manifests = [run_sample(workspace, key) for key in ("001/smile", "001/neutral")]
+    for key in ("001/smile", "001/neutral"):
+        run_sample(workspace, key)
     store = workspace.store
-    assert list(find_damaged(store, manifests)) == []
+
+    def found() -> list[str]:
+        book = take_snapshot(workspace, every_byte=True)
+        return [told for m in book.manifests.values() if (told := book.damage(m))] + find_damaged_parents(store)
+
+    assert found() == []
     for path in store.list("samples.zarr"):
-        whole = store.get(path)
+        whole, written = store.get(path), (tmp_path / path).stat()
         store.put(path, bytes([whole[0] ^ 1]) + whole[1:])
-        found = list(find_damaged(store, manifests))
-        assert len(found) == 1
-        assert found[0].startswith(path)
+        os.utime(tmp_path / path, ns=(0, 0))  # as a failing disk does it: nobody has written
+        assert found() == [f"{path} was changed"]
         store.put(path, whole)
+        os.utime(tmp_path / path, ns=(written.st_atime_ns, written.st_mtime_ns))
     store.put("samples.zarr/zarr.json", b"{}")
+    store.delete("samples.zarr/001/zarr.json")
+    assert found() == ["samples.zarr/001/zarr.json is missing", "samples.zarr/zarr.json was changed"]
     run_sample(workspace, "001/smile")
-    assert list(find_damaged(store, manifests)) == []
+    assert found() == []
 
 
 class _Killed(BaseException):

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-import boto3
 import numpy as np
 import pytest
-from moto.server import ThreadedMotoServer
 
 from storage.digest import digest_bytes
 from storage.errors import StorageConflict
@@ -20,28 +16,9 @@ from storage.store import Store, open_store
 COLUMNS = {"position": Column("position", "uint16", ("points", "xyz"), "a point", 0.01, -327.68, "mm")}
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    running = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    running.start()
-    host, port = running.get_host_and_port()
-    yield f"http://{host}:{port}"
-    running.stop()
-
-
 @pytest.fixture
-def bucket(server: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Store:
-    for name, value in (
-        ("AWS_ENDPOINT_URL", server),
-        ("AWS_ALLOW_HTTP", "true"),
-        ("AWS_ACCESS_KEY_ID", "somebody"),
-        ("AWS_SECRET_ACCESS_KEY", "secret"),
-        ("AWS_REGION", "us-east-1"),
-    ):
-        monkeypatch.setenv(name, value)
-    name = f"heads-{digest_bytes(request.node.name.encode())[:8]}"
-    boto3.client("s3", endpoint_url=server, region_name="us-east-1").create_bucket(Bucket=name)
-    return open_store(f"s3://{name}/lab/workspace")
+def bucket(bucket_url: str) -> Store:
+    return open_store(f"{bucket_url}/workspace")
 
 
 def test_objects_come_and_go(bucket: Store) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -91,19 +92,30 @@ def test_cut_off_at_every_write(tmp_path, writes):
     assert plain_store.list() == [f"clean/001/smile/{name}" for name in ("mesh.ply", "report.json", "sheet.png")]
 
 
+def test_what_a_disk_lost_is_found_by_reading_every_byte(tmp_path):
+    store = LocalStore(tmp_path)
+    made = commit(store, PATH, EMPTY, {"mesh.ply": b"mesh", "sheet.png": b"png"})
+    file = tmp_path / "clean/001/smile/sheet.png"
+    stat = file.stat()
+    file.write_bytes(b"pnG")
+    os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert find_damage(store, made, PATH) is None
+    assert find_damage(store, made, PATH, every_byte=True) == "clean/001/smile/sheet.png was changed"
+
+
 def test_changed_outputs_are_found(store):
     made = commit(store, PATH, EMPTY, {"mesh.ply": b"mesh", "sheet.png": b"png"})
     assert find_damage(store, made, PATH) is None
     store.put("clean/001/smile/mesh.ply", b"mash")
-    assert find_damage(store, made, PATH) == "output mesh.ply changed"
+    assert find_damage(store, made, PATH) == "clean/001/smile/mesh.ply was changed"
     with pytest.raises(StorageConflict, match=r"clean/001/smile/mesh\.ply: was changed after it was made"):
         read_output(store, made, "mesh.ply")
     store.put("clean/001/smile/mesh.ply", b"mesh")
     assert find_damage(store, made, PATH) is None
     store.put("clean/001/smile/mesh.ply", b"mesh!")
-    assert find_damage(store, made, PATH) == "output mesh.ply changed"
+    assert find_damage(store, made, PATH) == "clean/001/smile/mesh.ply was changed"
     store.delete("clean/001/smile/mesh.ply")
-    assert find_damage(store, made, PATH, store.stats()) == "output mesh.ply missing"
+    assert find_damage(store, made, PATH, store.stats()) == "clean/001/smile/mesh.ply is missing"
     with pytest.raises(StorageConflict, match=r"clean/001/smile/mesh\.ply: is missing"):
         read_output(store, made, "mesh.ply")
 

@@ -79,7 +79,7 @@ def test_any_flipped_byte_is_found_and_named(tmp_path: Path) -> None:
             flipped = bytearray(data)
             flipped[place] ^= 1 << int(rng.integers(8))
             store.put(f"g/{path}", bytes(flipped))
-            with pytest.raises(StorageConflict, match=r"shard is damaged .*; run the sample step again"):
+            with pytest.raises(StorageConflict, match=r"shard is damaged .*; delete it and run again"):
                 _read_all(store, files)
         store.put(f"g/{path}", data)
 
