@@ -243,7 +243,8 @@ class _Run:
     def _checkpoint(self, stage: _Stage, step: int, average: WeightAverage) -> bytes:
         tensors = self.model.tensors() | stage.tensors() | average.tensors() | {"noise": generator_tensor(self.noise)}
         values: dict[str, Any] = {"stage": stage.number, "step": step, "digest": self.digest, "ended": self.ended}
-        values |= {"batches": [batches.state() for batches in stage.batches], "curve": self.model.curve}
+        values |= {"batches": {name: batches.state() for name, batches in self.data.sources().items()}}
+        values |= {"curve": self.model.curve}
         if self.held_out is not None and stage.number == 1:
             tensors |= self.held_out.tensors() | self.best_weights
             values |= {"held_out": self.held_out.state(), "looks_since_best": self.looks_since_best}
@@ -261,9 +262,8 @@ class _Run:
         self.model.restore({name: tensor for name, tensor in tensors.items() if name in own})
         self.model.curve[:] = values["curve"]
         self.noise.set_state(tensors["noise"])
-        stage = next(stage for stage in self._stages() if stage.number == values["stage"])
-        for batches, state in zip(stage.batches, values["batches"], strict=True):
-            batches.restore(state)
+        for name, batches in self.data.sources().items():
+            batches.restore(values["batches"][name])
         self.ended = values["ended"]
         if "held_out" in values and self.held_out is not None:
             self.held_out.restore(tensors, values["held_out"])

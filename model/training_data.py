@@ -51,3 +51,8 @@ class TrainingData:
     validation: BatchSource | None = None
     validation_subjects: int = 0
     color: BatchSource | None = None
+
+    def sources(self) -> dict[str, BatchSource]:
+        """All batches of those who are trained on, by name; later stages and figures go on where earlier ones ended."""
+        named = {"identity": self.identity, "deformation": self.deformation, "color": self.color}
+        return {name: batches for name, batches in named.items() if batches is not None}
