@@ -21,9 +21,7 @@ def record_judgement(
     Raises:
         ConfigError: the workspace has no such scan, or reason or author are empty.
     """
-    key = str(ScanKey.parse(key))
-    if workspace.manifest("ingest", key) is None:
-        raise ConfigError(one_line("is no scan of this workspace", key, workspace.url, "'nphm status' lists the scans"))
+    key = _known(workspace, key)
     if not reason.strip() or not by.strip():
         raise ConfigError(one_line("a judgement needs its reason and its author", key, "", "give --reason and --by"))
     word = Judgement(verdict=verdict, reason=reason.strip(), by=by.strip())
@@ -32,5 +30,22 @@ def record_judgement(
 
 
 def forget_judgement(workspace: Workspace, key: str) -> None:
-    """Take a person's word back; one that was not there is no error."""
-    workspace.store.delete(judgement_path(str(ScanKey.parse(key))))
+    """Take a person's word back; the next run rewrites the verdicts that it changed.
+
+    Raises:
+        ConfigError: the workspace has no such scan, or nobody has judged it.
+    """
+    key = _known(workspace, key)
+    if workspace.judgement(key) is None:
+        raise ConfigError(one_line("was judged by nobody", key, workspace.url, "there is nothing to take back"))
+    workspace.store.delete(judgement_path(key))
+
+
+def _known(workspace: Workspace, key: str) -> str:
+    """The key of a scan that was taken in."""
+    subject = ScanKey.parse(key).subject
+    known = workspace.scans_of(subject)
+    if str(ScanKey.parse(key)) not in known:
+        why = f"subject {subject} has {', '.join(known)}" if known else f"there is no subject {subject}"
+        raise ConfigError(one_line("is no scan of this workspace", key, why, "see the folders of its ingest/"))
+    return key

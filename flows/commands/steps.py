@@ -160,7 +160,7 @@ def status(
 
 def judge(
     key: Annotated[str, Parameter(name="SUBJECT/EXPRESSION")],
-    verdict: Literal["accept", "reject"],
+    verdict: Literal["accept", "reject", "withdraw"],
     /,
     *,
     reason: str,
@@ -179,15 +179,20 @@ def judge(
     key
         The scan.
     verdict
-        What it is to be.
+        What it is to be; `withdraw` takes back what was said before.
     reason
         Why, for those who read the report.
     by
         Who says so.
     """
-    from pipeline.judge import record_judgement
+    from pipeline.judge import forget_judgement, record_judgement
     from pipeline.opening import open_workspace
 
-    word = record_judgement(open_workspace(workspace), key, verdict, reason=reason, by=by)
+    opened = open_workspace(workspace)
+    if verdict == "withdraw":
+        forget_judgement(opened, key)
+        document = {"key": key, "verdict": None, "reason": reason, "by": by}
+        return Reply(document, (f"{key}: no person's word stands over it; 'nphm run' redoes what depends on it",))
+    word = record_judgement(opened, key, verdict, reason=reason, by=by)
     line = f"{key}: {verdict}ed by {word.by}; 'nphm run' redoes what depends on it"
     return Reply({"key": key} | word.model_dump(mode="json"), (line,))

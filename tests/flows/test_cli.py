@@ -89,9 +89,14 @@ def test_a_persons_word_is_kept(workspace, session, capsys):
     assert json.loads(capsys.readouterr().out) == {
         "key": "001/smile", "verdict": "reject", "reason": "he blinked", "by": "Ana"
     }  # fmt: skip
+    line[2] = "withdraw"
+    assert run_command(line) == Exit.DONE
+    assert open_workspace(workspace).judgement("001/smile") is None
+    assert run_command(line) == Exit.WRONG_USAGE
+    assert "001/smile: was judged by nobody" in capsys.readouterr().err
     line[1] = "001/frown"
     assert run_command(line) == Exit.WRONG_USAGE
-    assert "is no scan of this workspace" in capsys.readouterr().err
+    assert "is no scan of this workspace (subject 001 has 001/neutral, 001/smile)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("number", "told"), [(28, "No space left on device"), (30, "Read-only file system")])

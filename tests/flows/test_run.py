@@ -12,16 +12,20 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+import boto3
 import pytest
+from moto.server import ThreadedMotoServer
 
 from pipeline.config import preset_config
 from pipeline.execute import execute_in
+from pipeline.inbox import MARKER
 from pipeline.ingest import ingest_session
 from pipeline.opening import create_workspace, open_workspace
 from pipeline.planner import plan
 from pipeline.snapshot import take_snapshot
 from registration.procedural_head import head_template
 from storage.lock import hold
+from storage.store import open_store
 from tests.flows.conftest import REPOSITORY, SMALL_STEPS
 from tests.flows.small_steps import STEPS
 
@@ -182,17 +186,67 @@ def test_interrupting_ends_in_one_line(scans, engine_home, server):
     assert "Traceback" not in rest
 
 
-def test_the_deployments_load_and_run(scans, session, engine_home, server):
+def test_a_run_whose_process_is_gone_is_marked_as_crashed(scans, engine_home, server):
     code = """
 import sys
-from flows.deployments import ingest_session, process, retrain
+from datetime import timedelta
+from prefect.client.orchestration import get_client
+from prefect.states import Running
+from flows.process import bring_up_to_date
+from flows.sweeping import sweep
+from pipeline.opening import open_workspace
+from storage.lock import hold
+from storage.store import open_store
+with get_client(sync_client=True) as client:
+    run = client.create_flow_run(bring_up_to_date, parameters={"workspace": sys.argv[1]}, state=Running())
+    with hold(open_workspace(sys.argv[1]).store, "run", "a test"):
+        print("HELD", run.name in sweep(None, timedelta(0)).runs)
+    print("YOUNG", run.name in sweep(None).runs)
+    print("GONE", run.name in sweep(None, timedelta(0)).runs, client.read_flow_run(run.id).state.type.value)
+"""
+    env = engine_home | {"PREFECT_API_URL": server}
+    command = [sys.executable, "-c", code, scans]
+    done = subprocess.run(command, capture_output=True, text=True, env=env, cwd=REPOSITORY)
+    assert done.stdout.splitlines() == ["HELD False", "YOUNG False", "GONE True CRASHED"], done.stderr
+
+
+@pytest.fixture
+def uploads(session, monkeypatch) -> Iterator[dict[str, str]]:
+    """The environment of whoever watches a bucket ``uploads`` that holds a finished upload, ``today``."""
+    running = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    running.start()
+    host, port = running.get_host_and_port()
+    env = {
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_ALLOW_HTTP": "true",
+        "AWS_ACCESS_KEY_ID": "somebody",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+        "AWS_REGION": "us-east-1",
+    }
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    boto3.client("s3", endpoint_url=env["AWS_ENDPOINT_URL"], region_name="us-east-1").create_bucket(Bucket="uploads")
+    bucket = open_store("s3://uploads")
+    for file in session.rglob("*.*"):
+        bucket.put(f"today/{file.relative_to(session)}", file.read_bytes())
+    bucket.put(f"today/{MARKER}", b"")
+    yield env
+    running.stop()
+
+
+def test_the_deployments_load_and_run(scans, session, engine_home, server, uploads, tmp_path):
+    code = """
+import sys
+from flows.deployments import ingest_session, process, retrain, watch
 functions = "tests.flows.small_retraining"
 print("INGESTED", ingest_session(sys.argv[1], sys.argv[2]))
 print("PROCESSED", process(sys.argv[1], 2, sys.argv[3])["steps"])
 print("RETRAINED", retrain(sys.argv[1], 2, sys.argv[3], functions=functions)["why"])
 print("FORCED", retrain(sys.argv[1], 2, sys.argv[3], True, functions))
+print("WATCHED", watch(sys.argv[1], "s3://uploads", sys.argv[4], then=""))
+print("AGAIN", watch(sys.argv[1], "s3://uploads", sys.argv[4], then=""))
 """
-    env = engine_home | {"PREFECT_API_URL": server, "NPHM_WORKSPACE": scans, "NPHM_INBOX": "inbox"}
+    env = engine_home | uploads | {"PREFECT_API_URL": server, "NPHM_WORKSPACE": scans, "NPHM_INBOX": "inbox"}
     env |= {"SMALL_MODEL_IS_WORSE": "1"}
 
     def call(*command: str) -> str:
@@ -207,12 +261,15 @@ print("FORCED", retrain(sys.argv[1], 2, sys.argv[3], True, functions))
     names = ("watch", "ingest-session", "process", "retrain", "release", "sweep")
     assert deployed == dict.fromkeys(names, scans)
 
-    said = call("-c", code, scans, str(session), SMALL_STEPS)
+    said = call("-c", code, scans, str(session), SMALL_STEPS, str(tmp_path / "landing"))
     wanted = json.dumps({"flow_runs": {"tags": {"all_": ["subject:002", "session:balls"]}}}).encode()
     request = urllib.request.Request(f"{server}/flow_runs/filter", wanted, {"Content-Type": "application/json"})
     with urllib.request.urlopen(request) as response:
         tagged = [run for run in json.load(response) if run["parameters"]["workspace"] == scans]
     assert len(tagged) == 2  # the run of the deployment, and its part that did the steps
+    watched = said[said.index("WATCHED") :].splitlines()
+    assert watched[:2] == [f"WATCHED ['{tmp_path}/landing/today']", "AGAIN []"]
+    assert (tmp_path / "landing/today/001/smile/scan.ply").read_bytes() == (session / "001/smile/scan.ply").read_bytes()
     assert "INGESTED {'accepted': 0, 'rejected': 0, 'unchanged': 4, 'refused': 0}" in said
     assert "PROCESSED [" in said
     assert "RETRAINED 0 new subjects since demo-" in said
