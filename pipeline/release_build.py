@@ -86,14 +86,17 @@ def build_release(
         tell: hears how many files of how many are done.
 
     Raises:
-        ConfigError: the version is none, the target holds something else, nothing may be released, or a person would
-            change sides within a major version.
+        ConfigError: the version is none, the target holds something else or lies in the workspace, nothing may be
+            released, or a person would change sides within a major version.
         StorageConflict: a file of the workspace is damaged, or would name a subject.
     """
     if parse_version(version) is None:
         raise ConfigError(one_line("is no version", repr(version), "", "write it as MAJOR.MINOR.PATCH, such as 1.2.0"))
     chosen, name = _choose(workspace, parts, model)
     config = workspace.config.release
+    if f"{target.url}/".startswith(f"{workspace.url}/"):
+        remedy = "choose a place outside the workspace"
+        raise ConfigError(one_line("lies in the workspace", target.url, "a release is to leave it", remedy))
     standing = _look_at_target(target, config.name, version)
     names = Pseudonyms.of(workspace.store)
     book = take_snapshot(workspace)

@@ -43,7 +43,7 @@ STEP_OF_PART: Mapping[Part, str] = {
 _MESHES = {"clean": ("mesh.ply", "watertight.ply"), "registrations": ("mesh.ply", "frame.json")}
 MODEL_FOLDER = "model"
 MODEL_FILES = ("model.safetensors", "codes.safetensors", "config.json", "template.npz", "metrics.json")
-_KEYS = ("key", "canonical_key")
+KEY_ATTRIBUTES = ("key", "canonical_key")
 """Attributes of a Zarr group whose values are scans' keys."""
 
 
@@ -251,7 +251,7 @@ def _sample_file(workspace: Workspace, names: Pseudonyms, manifest: Manifest, na
         return data
     told: dict[str, Any] = json.loads(data)
     attributes: dict[str, Any] = told.get("attributes", {})
-    attributes |= {name: names.scan(attributes[name]) for name in _KEYS if name in attributes}
+    attributes |= {name: names.scan(attributes[name]) for name in KEY_ATTRIBUTES if name in attributes}
     return canonical_json(told)
 
 

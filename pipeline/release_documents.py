@@ -152,11 +152,21 @@ def read_document(kind: type[D], store: Store, path: str) -> D:
         FileNotFoundError: there is none.
         StorageConflict: it is too large or not as this version knows it.
     """
+    return parse_document(kind, bounded(store, path), f"{store.url}/{path}")
+
+
+def bounded(store: Store, path: str) -> bytes:
+    """Read a document of a release, whatever kind it is.
+
+    Raises:
+        FileNotFoundError: there is none.
+        StorageConflict: it is too large.
+    """
     found = store.stat(path)
     if found is not None and found.bytes > MAX_DOCUMENT_BYTES:
         why = f"{found.bytes} bytes, at most {MAX_DOCUMENT_BYTES} are read"
         raise StorageConflict(one_line("is too large", f"{store.url}/{path}", why, "copy the release again"))
-    return parse_document(kind, store.get(path), f"{store.url}/{path}")
+    return store.get(path)
 
 
 def parse_document(kind: type[D], data: bytes, where: str) -> D:

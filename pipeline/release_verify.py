@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -10,7 +11,7 @@ from itertools import count
 
 from pipeline.croissant import find_faults
 from pipeline.pseudonyms import is_pseudonym
-from pipeline.release_contents import MODEL_FOLDER
+from pipeline.release_contents import KEY_ATTRIBUTES, MODEL_FOLDER
 from pipeline.release_documents import (
     CROISSANT_PATH,
     DATASHEET_PATH,
@@ -21,6 +22,7 @@ from pipeline.release_documents import (
     ReleasedScans,
     ReleasedSplits,
     ReleaseManifest,
+    bounded,
     holds_release,
     no_release,
     parse_document,
@@ -28,12 +30,12 @@ from pipeline.release_documents import (
 )
 from pipeline.release_rights import covers_release
 from pipeline.sample_format import SAMPLES_ROOT
-from storage.digest import digest_bytes
 from storage.errors import ConfigError, StorageConflict, one_line
 from storage.manifest import Output
 from storage.store import Store, check_path
 
 _READERS = 4
+_PIECE_BYTES = 8 * 1024**2
 _NEEDED = (SCANS_PATH, SPLITS_PATH, CROISSANT_PATH, DATASHEET_PATH, TEMPLATE_PATH)
 _FOLDERS = {"clean": "clean", "registrations": "registrations", "samples": SAMPLES_ROOT}
 
@@ -116,7 +118,7 @@ def _file_fault(store: Store, file: Output) -> str | None:
             return f"{file.path}: is missing"
         if found.bytes != file.bytes:
             return f"{file.path}: has {found.bytes} bytes, the manifest says {file.bytes}"
-        if digest_bytes(store.get(file.path)) != file.sha256:
+        if _digest(store, file) != file.sha256:
             return f"{file.path}: its bytes differ from the manifest's digest"
     except StorageConflict as error:
         return str(error)
@@ -125,16 +127,26 @@ def _file_fault(store: Store, file: Output) -> str | None:
     return None
 
 
+def _digest(store: Store, file: Output) -> str:
+    """SHA-256 of a file, read in pieces: a release comes from outside, and may hold a file of any size."""
+    digest = hashlib.sha256()
+    for start in range(0, file.bytes, _PIECE_BYTES):
+        digest.update(store.get_range(file.path, start, min(start + _PIECE_BYTES, file.bytes)))
+    return digest.hexdigest()
+
+
 def _document_faults(store: Store, manifest: ReleaseManifest) -> Iterator[str]:
     try:
-        scans = parse_document(ReleasedScans, store.get(SCANS_PATH), SCANS_PATH)
-        splits = parse_document(ReleasedSplits, store.get(SPLITS_PATH), SPLITS_PATH)
+        scans = parse_document(ReleasedScans, bounded(store, SCANS_PATH), SCANS_PATH)
+        splits = parse_document(ReleasedSplits, bounded(store, SPLITS_PATH), SPLITS_PATH)
     except StorageConflict as error:
         yield str(error)
         return
     try:
-        croissant = json.loads(store.get(CROISSANT_PATH))
-    except ValueError as error:
+        croissant = json.loads(bounded(store, CROISSANT_PATH))
+    except StorageConflict as error:
+        yield str(error)
+    except (ValueError, RecursionError) as error:
         yield f"{CROISSANT_PATH}: is no JSON ({error})"
     else:
         yield from (f"{CROISSANT_PATH}: {fault}" for fault in find_faults(croissant))
@@ -144,6 +156,7 @@ def _document_faults(store: Store, manifest: ReleaseManifest) -> Iterator[str]:
         yield f"{TEMPLATE_PATH}: is not the template that the manifest names"
     yield from _split_faults(scans, splits)
     yield from _scan_faults(scans, manifest)
+    yield from _group_faults(store, scans)
     if manifest.model is not None:
         yield from _model_faults(store, scans, splits)
 
@@ -189,12 +202,29 @@ def _scan_faults(scans: ReleasedScans, manifest: ReleaseManifest) -> Iterator[st
             yield f"{SCANS_PATH}: {scan.key} has no consent for release"
 
 
+def _group_faults(store: Store, scans: ReleasedScans) -> Iterator[str]:
+    """What a group of samples says of its scan may name nobody else."""
+    for scan in scans.scans:
+        path = f"{SAMPLES_ROOT}/{scan.key}/zarr.json"
+        if "samples" not in scan.parts:
+            continue
+        try:
+            told = json.loads(bounded(store, path))["attributes"]
+            named = {name: told[name] for name in KEY_ATTRIBUTES if name in told}
+        except (ValueError, RecursionError, KeyError, TypeError, FileNotFoundError) as error:
+            yield f"{path}: can't be read ({error})"
+            continue
+        for name, key in named.items():
+            if str(key).partition("/")[0] != scan.subject or (name == "key" and key != scan.key):
+                yield f"{path}: its {name} names {key!r}, which is not the scan's"
+
+
 def _model_faults(store: Store, scans: ReleasedScans, splits: ReleasedSplits) -> Iterator[str]:
     path = f"{MODEL_FOLDER}/config.json"
     try:
-        told = json.loads(store.get(path))
+        told = json.loads(bounded(store, path))
         subjects, keys = set(told["subjects"]), set(told["scans"])
-    except (ValueError, KeyError, TypeError, FileNotFoundError) as error:
+    except (ValueError, RecursionError, KeyError, TypeError, FileNotFoundError) as error:
         yield f"{path}: can't be read ({error})"
         return
     yield from (f"{path}: knows {name}, who is not on the train side" for name in sorted(subjects - set(splits.train)))

@@ -205,6 +205,8 @@ def test_a_release_that_stands_is_never_overwritten(finished, tmp_path):
     (tmp_path / "mine" / "notes.txt").write_text("mine")
     with pytest.raises(ConfigError, match="is not empty"):
         build_release(finished, "1.0.0", LocalStore(tmp_path / "mine"))
+    with pytest.raises(ConfigError, match="lies in the workspace"):
+        build_release(finished, "1.0.0", LocalStore(finished.store.root / "mine"))
     for wrong in ("1", "1.0", "v1.0.0", "01.0.0", "1.0.0\n"):
         with pytest.raises(ConfigError, match="is no version"):
             build_release(finished, wrong, LocalStore(tmp_path / "new"))
@@ -333,13 +335,13 @@ def rewritten(release: Release, change) -> tuple[str, ...]:
     return verify_release(release.store).faults
 
 
-def replaced(release: Release, path: str, change) -> tuple[str, ...]:
-    """The faults after a document was changed and its digests were made to fit."""
+def replaced(release: Release, path: str, change, text: bytes | None = None) -> tuple[str, ...]:
+    """The faults after a document was changed, or became another text, and its digests were made to fit."""
     from storage.digest import digest_bytes
 
     document = json.loads(release.store.get(path))
     change(document)
-    data = json.dumps(document).encode()
+    data = json.dumps(document).encode() if text is None else text
     release.store.put(path, data)
 
     def refit(manifest):
@@ -382,6 +384,12 @@ def test_verify_names_what_is_wrong(finished, tmp_path):
     assert any("no consent for release" in fault for fault in faults)
     faults = replaced(fresh(), "model/config.json", lambda d: d["subjects"].append("somebody"))
     assert "model/config.json: knows somebody, who is not on the train side" in faults
+    release = fresh()
+    key = release.scans(part="samples")[0]
+    named = f"samples.zarr/{key}/zarr.json"
+    faults = replaced(release, named, lambda d: d["attributes"].update(key="xq-17/neutral"))
+    assert faults == (f"{named}: its key names 'xq-17/neutral', which is not the scan's",)
+    assert "is no JSON" in replaced(fresh(), "croissant.json", lambda d: None, text=b"[" * 100_000)[0]
     with pytest.raises(ConfigError, match="nothing lies there"):
         verify_release(LocalStore(tmp_path / "nowhere"))
 
