@@ -19,6 +19,7 @@ from flows.workers import Done, Workers
 from storage.errors import NphmError, one_line
 
 LOCAL = "local"
+CONNECT_SECONDS = 15
 
 
 class ClusterError(NphmError):
@@ -42,11 +43,12 @@ def cluster(address: str, count: int) -> Iterator[TaskRunner[Any]]:
         own: dict[str, Any] = {"n_workers": count, "threads_per_worker": 1, "dashboard_address": None}
         runner = DaskTaskRunner(cluster_kwargs=own)
     else:
-        runner = DaskTaskRunner(address=address)
+        runner = DaskTaskRunner(address=address, client_kwargs={"timeout": CONNECT_SECONDS})
     with ExitStack() as stack:
         try:
             stack.enter_context(runner)
-        except OSError as error:
+            _ = runner.client  # connects
+        except (OSError, ValueError) as error:
             remedy = "start it with 'dask scheduler', or leave --dask out"
             raise ClusterError(one_line("is no Dask scheduler that answers", address, str(error), remedy)) from error
         yield runner

@@ -115,7 +115,7 @@ def process(
     _show_sessions(
         opened, book, {key for (step, key), made in book.manifests.items() if before.get((step, key)) != made}
     )
-    return dict(sum_up(opened, "sample", cost).reply(strict=False).document)
+    return dict(sum_up(opened, "sample", cost, book).reply(strict=False).document)
 
 
 @flow(name="retrain", persist_result=False, on_failure=[tell_failure], on_crashed=[tell_failure])
@@ -149,7 +149,7 @@ def retrain(
     if last is None:
         cost = bring_up_to_date(workspace, "report", workers, steps, None, wait_seconds)
         show_cost("retrain", cost)
-        sum_up(opened, "report", cost)
+        sum_up(opened, "report", cost, take_snapshot(opened))
         first = latest_model(opened)
         why = "the workspace's first model" if first else "nothing could be trained on; see rejected.jsonl"
         return {"trained": first is not None, "promoted": first is not None, "why": why}

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from flows.engine import own_home
 from flows.lifeline import PARENT
 from flows.logs import log_folder
 from pipeline.migration import SCHEMA_VERSION
@@ -26,6 +27,7 @@ from storage.lock import born, read_owners
 from storage.store import LocalStore
 
 LEAST_FREE_BYTES = 5 * 1024**3
+MOST_HISTORY_BYTES = 1024**3
 LEAST_MEMORY_BYTES = 4 * 1024**3
 _PROBE_SECONDS = 120
 _PROBES = {
@@ -69,6 +71,7 @@ def check_up(url: str | None) -> Iterator[Check]:
         yield _library(name, code, remedy)
     yield _memory()
     yield _room("logs", log_folder())
+    yield _history()
     if url is not None:
         yield from _workspace(url)
     yield from _server()
@@ -125,6 +128,15 @@ def _room(name: str, folder: Path) -> Check:
     if free < LEAST_FREE_BYTES:
         return Check(name, "warn", said, "make room ('nphm gc' lists what a workspace no longer needs)")
     return Check(name, "ok", said)
+
+
+def _history() -> Check:
+    home = own_home()
+    size = sum(file.stat().st_size for file in home.rglob("*") if file.is_file())
+    said = f"{size / 1e6:.0f} MB of history of local runs in {home}"
+    if size > MOST_HISTORY_BYTES:
+        return Check("history", "warn", said, "delete the folder while nothing runs; no result depends on it")
+    return Check("history", "ok", said)
 
 
 def _workspace(url: str) -> Iterator[Check]:

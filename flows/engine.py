@@ -69,10 +69,14 @@ def _own_server() -> OwnServer:
     """
     import prefect
 
-    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    home = caches / "nphm" / f"prefect-{prefect.__version__}"
+    home = own_home() / f"prefect-{prefect.__version__}"
     with _made_once(home):
         return OwnServer(home, new_log("engine"))
+
+
+def own_home() -> Path:
+    """Where our own servers keep their databases, a folder each version of the engine: the history of local runs."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nphm"
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from pipeline.models import promote_first
 from pipeline.opening import open_workspace
 from pipeline.planner import plan
 from pipeline.rejected import write_rejected
-from pipeline.snapshot import take_snapshot
+from pipeline.snapshot import Snapshot, take_snapshot
 from pipeline.standing import StepStanding, stand
 from pipeline.workspace import Workspace
 from storage.lock import hold
@@ -93,15 +93,16 @@ def bring_up_to(
     """
     workspace = open_workspace(url, load_steps(steps))
     cost: dict[str, dict[str, float]] = {}
-    looks = look_again(workspace)
-    if any(look.pending for look in looks) or plan(take_snapshot(workspace), until):
+    book = take_snapshot(workspace)
+    if any(look.pending for look in look_again(workspace)) or plan(book, until):
         quiet_engine()
         from flows.process import PROGRESS, bring_up_to_date
 
         PROGRESS.set(progress)
         with engine():
             cost = bring_up_to_date(url, until, workers, steps, dask)
-    return sum_up(workspace, until, cost)
+        book = take_snapshot(workspace)
+    return sum_up(workspace, until, cost, book)
 
 
 def take_sessions_in(url: str, sessions: Sequence[Path], subject_prefix: str, progress: StepProgress) -> IngestReport:
@@ -122,9 +123,12 @@ def take_sessions_in(url: str, sessions: Sequence[Path], subject_prefix: str, pr
         return settle_looks(workspace, looks, {})
 
 
-def sum_up(workspace: Workspace, until: str, cost: dict[str, dict[str, float]]) -> RunResult:
-    """Write what is derived from the manifests, promote a first model, and tell how the workspace stands."""
-    snapshot = take_snapshot(workspace)
+def sum_up(workspace: Workspace, until: str, cost: dict[str, dict[str, float]], snapshot: Snapshot) -> RunResult:
+    """Write what is derived from the manifests, promote a first model, and tell how the workspace stands.
+
+    Args:
+        snapshot: the manifests as the run left them.
+    """
     rejected = write_rejected(workspace, snapshot)
     made = {
         step: snapshot.manifest(step, model_name(snapshot)) for step in ("train", "report") if step in snapshot.steps

@@ -37,11 +37,13 @@ def test_a_good_workspace(workspace):
 def test_what_is_wrong_is_named_with_its_remedy(workspace, tmp_path, monkeypatch):
     monkeypatch.setattr(doctor, "_PROBES", {"nothing": ("import nothing_of_that_name", "install it")})
     monkeypatch.setattr(doctor, "LEAST_FREE_BYTES", 10**18)
+    monkeypatch.setattr(doctor, "MOST_HISTORY_BYTES", -1)
     with hold(LocalStore(workspace), "run", "a test"):
         checks = found(workspace)
     assert checks["nothing"].state == "fail"
     assert str(checks["nothing"]).endswith("; install it")
     assert checks["disk"].state == "warn"
+    assert (checks["history"].state, bool(checks["history"].remedy)) == ("warn", True)
     assert checks["lock run"].found.startswith("held for a test by process")
     assert "is no workspace" in found(str(tmp_path / "none"))["workspace"].found
 
