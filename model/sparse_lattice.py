@@ -1,12 +1,13 @@
 """A field's values on a lattice, asked for only where its zero level may pass.
 
-The lattice is refined by halves from a coarse one. Where a field's slope is at most ``SLOPE``, a value f at one point
-says that |f| is at least |f| - SLOPE d at distance d. So a new point whose neighbours agree in sign, one of them being
-farther from the surface than its distance to the new point allows, is not evaluated: it keeps that sign and what is
-left of the bound, and passes both on to the next level. A piece of the surface that the dense lattice holds, however
+The lattice is refined by halves from a coarse one. Where a field's slope is at most L, a value f at one point says that
+it is at least |f| - L d at distance d. So a new point whose neighbours agree in sign, one of them being farther from
+the surface than its distance to the new point allows, is not evaluated: it keeps that sign and what is left of the
+bound, and passes both on to the next level. L is ``MARGIN`` times the steepest slope between evaluated points around,
+and at least ``MARGIN``, an exact distance having slope 1. A piece of the surface that the dense lattice holds, however
 small or thin, is missed only where the field is steeper than that between the surface and an evaluated point; and the
-sign of every point beside a known crossing is checked by its value, so that a surface once found is followed to its
-end even there.
+sign of every point beside a known crossing is checked by its value, so that a surface once found is followed to its end
+even there.
 
 Below cells of ``BLOCK`` only the blocks that the surface may pass are kept. Each holds its own closed lattice; what two
 of them share is evaluated once.
@@ -24,8 +25,8 @@ from numpy.typing import NDArray
 Distance = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 """(N, 3) float32 head mm to (N,) float32 mm, negative inside."""
 
-SLOPE = 1.5
-"""Largest slope of a trained field between its surface and 25 mm from it, where an exact distance has 1."""
+MARGIN = 1.5
+"""How much steeper a field may be between lattice points than from one to the next."""
 
 BLOCK = 8
 _COARSE_CELLS = 32
@@ -78,15 +79,19 @@ class _Search:
 
     def run(self, size: int) -> Crossings:
         nothing = np.full((1, *(self.cells // size + 1)), np.nan, np.float32)
-        whole = _Patches(np.zeros((1, 3), np.int64), nothing, np.zeros(nothing.shape, bool), size)
+        whole = _Patches(
+            np.zeros((1, 3), np.int64), nothing, np.zeros(nothing.shape, bool), np.ones_like(nothing), size
+        )
         self._evaluate_unknown(whole)
         while whole.size > BLOCK:
             self._refine(whole)
-        self.coarse, self.coarse_exact = whole.values[0], whole.exact[0]
+        whole.measure_slopes(self.step)
+        self.coarse = whole
         self.block = whole.size
         self.slot = np.full(self.cells // self.block, -1, np.int64)
         closed = (0, *[self.block + 1] * 3)
-        self.blocks = _Patches(np.zeros((0, 3), np.int64), np.zeros(closed, np.float32), np.zeros(closed, bool), 1)
+        none = np.zeros(closed, np.float32)
+        self.blocks = _Patches(np.zeros((0, 3), np.int64), none, np.zeros(closed, bool), none, 1)
         self._add(np.argwhere(self._may_pass()))
         changed = np.arange(len(self.blocks.origin))
         while len(changed):
@@ -95,15 +100,17 @@ class _Search:
 
     def _may_pass(self) -> NDArray[np.bool_]:
         """Which coarse cells the surface may pass."""
-        low, high = _extremes(self.coarse[None], (1, 1, 1))
+        low, high = _extremes(self.coarse.values, (1, 1, 1))
         farthest = np.maximum(high, -low)[0]
         nearest = np.maximum(low, -high)[0]
-        reach = SLOPE * self.step * self.block * np.sqrt(3)
+        _, slope = _extremes(self.coarse.slope, (1, 1, 1))
+        reach = slope[0] * np.float32(MARGIN * self.step * self.block * np.sqrt(3))
         return (nearest <= 0) | ((farthest <= reach) & (nearest <= 0.5 * reach))
 
     def _refine(self, patches: _Patches) -> None:
         """Halve the cells; points that their neighbours' values do not keep from the surface are evaluated."""
-        patches.halve(SLOPE * self.step)
+        patches.measure_slopes(self.step)
+        patches.halve(self.step)
         self._evaluate_unknown(patches)
 
     def _evaluate_unknown(self, patches: _Patches) -> None:
@@ -181,8 +188,9 @@ class _Search:
     def _add(self, home: NDArray[np.int64]) -> None:
         """Add blocks at places (n, 3) of the coarse lattice."""
         corner = tuple((home[:, None] + _CORNERS).reshape(-1, 3).T)
-        values, exact = (known[corner].reshape(-1, 2, 2, 2) for known in (self.coarse, self.coarse_exact))
-        new = _Patches(home * self.block, values, exact, self.block)
+        whole = self.coarse
+        values, slope = (known[0][corner].reshape(-1, 2, 2, 2) for known in (whole.values, whole.slope))
+        new = _Patches(home * self.block, values, whole.exact[0][corner].reshape(-1, 2, 2, 2), slope, self.block)
         while new.size > 1:
             self._refine(new)
         first = len(self.blocks.origin)
@@ -207,33 +215,43 @@ class _Patches:
         origin: (n, 3) lowest point of each, in unit cells.
         values: (n, a, b, c): exact, or a bound of the right sign, or nan where not known yet.
         exact: (n, a, b, c) which values were evaluated.
+        slope: (n, a, b, c) steepest seen around, mm a mm, at least 1.
         size: unit cells between two points.
     """
 
     origin: NDArray[np.int64]
     values: NDArray[np.float32]
     exact: NDArray[np.bool_]
+    slope: NDArray[np.float32]
     size: int
 
-    def halve(self, slope_mm: float) -> None:
-        """Put points between all points: nan, or a bound where the neighbours tell the sign.
+    def measure_slopes(self, step: float) -> None:
+        """Take the slopes between neighbours that were evaluated into account; ``step`` is a unit cell's, mm."""
+        for axis in (1, 2, 3):
+            before, after = _halves(axis)
+            rise = np.abs(self.values[after] - self.values[before]) / np.float32(step * self.size)
+            rise[~(self.exact[before] & self.exact[after])] = 0
+            for side in (before, after):
+                np.maximum(self.slope[side], rise, out=self.slope[side])
 
-        Args:
-            slope_mm: the field's largest change along a unit cell.
-        """
+    def halve(self, step: float) -> None:
+        """Put points between all points: nan, or a bound where the neighbours tell the sign."""
         self.size //= 2
         n, *shape = self.values.shape
         values = np.full([n, *(2 * a - 1 for a in shape)], np.nan, np.float32)
         exact: NDArray[np.bool_] = np.zeros(values.shape, bool)
-        values[:, ::2, ::2, ::2], exact[:, ::2, ::2, ::2] = self.values, self.exact
+        slope = np.empty_like(values)
         for odd in product((0, 1), repeat=3):
-            if not any(odd):
-                continue
+            new = (slice(None), *(slice(start, None, 2) for start in odd))
             low, high = _extremes(self.values, odd)
-            bound = np.maximum(high, -low) - np.float32(slope_mm * self.size * np.sqrt(sum(odd)))
+            _, slope[new] = _extremes(self.slope, odd)
+            if not any(odd):
+                values[new], exact[new] = self.values, self.exact
+                continue
+            bound = np.maximum(high, -low) - slope[new] * np.float32(MARGIN * step * self.size * np.sqrt(sum(odd)))
             told = (bound > 0) & ((low > 0) | (high < 0))
-            values[:, odd[0] :: 2, odd[1] :: 2, odd[2] :: 2] = np.where(told, np.copysign(bound, low), np.nan)
-        self.values, self.exact = values, exact
+            values[new] = np.where(told, np.copysign(bound, low), np.nan)
+        self.values, self.exact, self.slope = values, exact, slope
 
     def joined(self, other: _Patches) -> _Patches:
         """These and others of the same shape and size."""
@@ -241,8 +259,14 @@ class _Patches:
             np.concatenate([self.origin, other.origin]),
             np.concatenate([self.values, other.values]),
             np.concatenate([self.exact, other.exact]),
+            np.concatenate([self.slope, other.slope]),
             self.size,
         )
+
+
+def _halves(axis: int) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
+    """All lattice points but the last along an axis, and their neighbours."""
+    return (slice(None),) * axis + (slice(-1),), (slice(None),) * axis + (slice(1, None),)
 
 
 def _extremes(values: NDArray[np.float32], along: tuple[int, ...]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -250,7 +274,7 @@ def _extremes(values: NDArray[np.float32], along: tuple[int, ...]) -> tuple[NDAr
     low = high = values
     for axis, wanted in enumerate(along, 1):
         if wanted:
-            before, after = (slice(None),) * axis + (slice(-1),), (slice(None),) * axis + (slice(1, None),)
+            before, after = _halves(axis)
             low, high = np.minimum(low[before], low[after]), np.maximum(high[before], high[after])
     return low, high
 
@@ -260,7 +284,7 @@ def _crossed(values: NDArray[np.float32]) -> NDArray[np.bool_]:
     negative = values < 0
     some, every = negative, negative
     for axis in (1, 2, 3):
-        before, after = (slice(None),) * axis + (slice(-1),), (slice(None),) * axis + (slice(1, None),)
+        before, after = _halves(axis)
         some, every = some[before] | some[after], every[before] & every[after]
     return np.asarray(some & ~every)
 

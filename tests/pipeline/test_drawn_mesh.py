@@ -16,6 +16,7 @@ from flows.console import Exit
 from model import HeadModel
 from model.carried_template import CarriedTemplate
 from model.code_draw import draw_identity
+from model.sparse_lattice import find_crossings
 from model.surface_columns import with_columns
 from pipeline.drawn_mesh import meshes_between
 from pipeline.fit import CODES_FILE
@@ -44,6 +45,19 @@ def carried(head: HeadModel) -> CarriedTemplate:  # noqa: F811
 def quickly_carried(carried: CarriedTemplate, monkeypatch: pytest.MonkeyPatch) -> None:
     """Registration takes seconds: everybody gets the template of one person."""
     monkeypatch.setattr(CarriedTemplate, "onto", lambda *told: carried)
+
+
+@pytest.mark.parametrize("who", ["p1", "random"])
+def test_a_trained_fields_surface_is_the_dense_grids(head: HeadModel, who: str) -> None:  # noqa: F811
+    """Nowhere is the field so steep that the sparse lattice misses a piece."""
+    identity = identity_of(head, who, 0)
+    low, high = head.box_mm
+    found = find_crossings(lambda points: head.sdf(points, identity), low, high, 64)
+    index = np.stack(np.meshgrid(*[np.arange(n + 1) for n in found.cells], indexing="ij"), -1)
+    values = head.sdf((low + index.reshape(-1, 3) * found.step).astype(np.float32), identity).reshape(found.cells + 1)
+    corners = np.stack([values[i : i - 1 or None, j : j - 1 or None, k : k - 1 or None]
+                        for i, j, k in np.ndindex(2, 2, 2)]) < 0  # fmt: skip
+    assert np.array_equal(np.argwhere(corners.any(0) & ~corners.all(0)), found.cell[np.lexsort(found.cell.T[::-1])])
 
 
 def test_vertices_know_their_normal_their_region_and_their_place_on_the_template(
