@@ -1,9 +1,11 @@
 """How near cleaned scans come to the truth, and what they cost, beside the plain recipe that Open3D alone gives.
 
     python benchmarks/cleaning.py [--quick] [--json FILE] [--work DIR] [--profiles perfect,studio,handheld,phone]
+                                  [--turn DEGREES]
 
-Captures are made by the ICT capture tool beside the checkout: 4 subjects (two seeds, some with beard or glasses) in 2
-expressions and 4 profiles; `--quick` takes one scan of `studio`. Captures and finished rows are kept in DIR.
+Captures are made by the ICT capture tool beside the checkout: 4 subjects (two seeds, three with a beard, one of them
+with glasses) in 2 expressions and 4 profiles; `--quick` takes one scan of `studio`. With `--turn` heads turn by about
+so much, in worlds of any orientation. Captures and finished rows are kept in DIR.
 """
 
 from __future__ import annotations
@@ -52,14 +54,19 @@ COMPLETE_ENOUGH = 0.98
 """A head counts as found, nothing cut off, if this share of its seen surface has mesh within 10 mm."""
 
 
-def captures(work: Path, profile: str, seed: int, expressions: tuple[str, ...], subjects: int) -> Path:
+def captures(
+    work: Path, profile: str, seed: int, expressions: tuple[str, ...], subjects: int, turn_deg: float | None
+) -> Path:
     """Make the session of one profile and seed, unless it is there."""
-    out = work / "captures" / f"{profile}_{seed}"
+    turned = "" if turn_deg is None else f"_turned_{turn_deg:g}"
+    out = work / "captures" / f"{profile}_{seed}{turned}"
     wanted = [out / "truth" / f"{s:03d}" / f"{e}.npz" for s in range(1, subjects + 1) for e in expressions]
     if not all(path.exists() for path in wanted):
         command = [sys.executable, str(SHARED / "tools" / "ict_captures.py"), str(out), "--profile", profile]
         command += ["--subjects", str(subjects), "--expressions", ",".join(expressions), "--seed", str(seed)]
-        command += ["--beard", "0.3", "--glasses", "0.3"]
+        command += ["--beard", "0.3", "--glasses", "0.4"]
+        if turn_deg is not None:
+            command += ["--turn", str(turn_deg), "--world", "any"]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     return out
 
@@ -165,6 +172,7 @@ def main() -> None:
     ask.add_argument("--work", type=Path, default=ROOT / "build" / "benchmarks")
     ask.add_argument("--profiles", default=",".join(PROFILES))
     ask.add_argument("--threads", type=int, default=2)
+    ask.add_argument("--turn", type=float, help="spread of the heads' turn, degrees; worlds of any orientation")
     told = ask.parse_args()
     profiles = ("studio",) if told.quick else tuple(told.profiles.split(","))
     seeds, subjects, expressions = ((0,), 1, EXPRESSIONS[:1]) if told.quick else (SEEDS, SUBJECTS, EXPRESSIONS)
@@ -174,7 +182,7 @@ def main() -> None:
     code = code_digest()
     # Profiles innermost, so that what is there after a kill covers all of them.
     scans = [
-        (profile, captures(told.work, profile, seed, expressions, subjects), f"{s:03d}/{expression}")
+        (profile, captures(told.work, profile, seed, expressions, subjects, told.turn), f"{s:03d}/{expression}")
         for seed in seeds
         for s in range(1, subjects + 1)
         for expression in expressions
@@ -234,8 +242,7 @@ def warm_up(threads: int) -> None:
     """Clean a small sphere far enough to have every kernel compiled; it is no head, so it is rejected on the way."""
     from registration.depth import fit_views
     from registration.fusion import extract_surface, fuse, grid_for_box
-    from registration.mesh import vertex_normals
-    from registration.observation import observe
+    from registration.observation import settled
     from registration.pose_refinement import refine_poses
     from registration.watertight import complete
     from tests.registration.mesh_rig import camera_poses, see, sphere
@@ -245,8 +252,7 @@ def warm_up(threads: int) -> None:
     refine_poses(fitted, np.zeros(3), threads=threads)
     values, grid = fuse(fitted, grid_for_box(np.eye(4), np.full(3, -110.0), np.full(3, 110.0), 4.0), 12.0, 0.1, threads)
     mesh = extract_surface(values, grid)
-    complete(values, mesh, grid, fitted, 12.0)
-    observe(fitted, grid, mesh.vertices, vertex_normals(mesh.vertices, mesh.faces), 12.0, threads)
+    settled(complete(values, mesh, grid, fitted, 12.0), fitted, grid, 6.0, threads)
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ from registration.mesh import (
     transform_points,
     vertex_normals,
 )
-from registration.observation import observe
+from registration.observation import settled
 from registration.pictures import Picture, to_png
 from registration.pieces import small_patches, split_pieces, vertex_pieces
 from registration.pose_refinement import RefinedPoses, refine_poses
@@ -55,6 +55,10 @@ MESH_POINTS = 60_000
 """Points drawn on a fused mesh to find the head."""
 MESH_VOXEL_MM = 1.5
 """Voxel of a fused mesh's watertight companion."""
+LEAST_REACH_VOXELS = 2.0
+"""Least reach of the signed distance, beside twice the depth's noise: a surface needs a known voxel on either side."""
+SAME_SURFACE_VOXELS = 1.5
+"""How far from the fused surface a view's own may lie and still be the same, beside the depth's noise."""
 MERGE_MM = 1e-3
 """Vertices of a fused mesh closer than this are one."""
 
@@ -291,7 +295,9 @@ def _voxel_mm(views: FittedViews, config: CleanConfig) -> float:
 
 def _surface(views: FittedViews, grid: Grid, config: CleanConfig, threads: int) -> _Shape:
     """Fuse, drop what floats, close, and take from the closed surface what was seen and the small holes."""
-    truncation = config.truncation_voxels * grid.voxel_mm
+    noise = float(np.median(views.noise_mm))
+    # A longer reach averages no more noise away, and closes narrow gaps.
+    truncation = min(config.truncation_voxels * grid.voxel_mm, LEAST_REACH_VOXELS * grid.voxel_mm + 2.0 * noise)
     values, grid = fuse(views, grid, truncation, config.least_weight, threads)
     rough = extract_surface(values, grid)
     if len(rough.faces) < 1000:
@@ -300,16 +306,17 @@ def _surface(views: FittedViews, grid: Grid, config: CleanConfig, threads: int) 
     if pieces.dropped:
         forget_pieces(values, rough, pieces.kept, grid)
     closed = repair(complete(values, rough.select_vertices(pieces.kept), grid, views, truncation))
+    reach = min(truncation, SAME_SURFACE_VOXELS * grid.voxel_mm + noise)
+    closed = settled(closed, views, grid, reach, threads)
     mesh, filled = open_part(closed, config.hole_mm)
     guessed = mesh.attributes["guessed"] > 0
-    seen = observe(views, grid, mesh.vertices, vertex_normals(mesh.vertices, mesh.faces), truncation, threads)
     area = face_areas(mesh.vertices, mesh.faces)
     columns: dict[str, NDArray] = {
-        "views": np.where(guessed, 0, np.maximum(seen.views, 1)).astype(np.uint8),
-        "spread_mm": np.where(guessed, 0, seen.spread_mm).astype(np.float32),
+        "views": mesh.attributes["views"],
+        "spread_mm": mesh.attributes["spread_mm"],
         "observed": (~guessed).astype(np.uint8),
     }
-    colors = None if seen.color is None else _carried(mesh, seen.color, seen.views > 0)
+    colors = None if mesh.colors is None else _carried(mesh, mesh.colors, ~guessed)
     spread = columns["spread_mm"][columns["views"] >= 2]
     figures: dict[str, float | int] = {
         "faces": len(mesh.faces),
@@ -324,7 +331,8 @@ def _surface(views: FittedViews, grid: Grid, config: CleanConfig, threads: int) 
         "filled_share": float(area[guessed[mesh.faces].any(1)].sum() / area.sum()),
         "guessed_share": float((closed.attributes["guessed"] > 0).mean()),
     }
-    return _Shape(Mesh(mesh.vertices, mesh.faces, colors, columns), closed, grid, figures)
+    watertight = Mesh.of(closed.vertices, closed.faces, guessed=closed.attributes["guessed"])
+    return _Shape(Mesh(mesh.vertices, mesh.faces, colors, columns), watertight, grid, figures)
 
 
 def open_part(closed: Mesh, hole_mm: float) -> tuple[Mesh, int]:

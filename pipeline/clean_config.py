@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-STEP_VERSION = 3
+STEP_VERSION = 4
 
 
 class CleanConfig(BaseModel):
@@ -17,7 +17,9 @@ class CleanConfig(BaseModel):
 
     voxel_mm: float = Field(default=0.0, ge=0, le=5, description="edge of a voxel, mm; 0 takes the sensor's own pixel")
     voxel_range_mm: tuple[float, float] = Field(default=(0.8, 2.5), description="limits of the sensor's own voxel, mm")
-    truncation_voxels: float = Field(default=3.0, gt=1, le=10, description="reach of the signed distance, voxels")
+    truncation_voxels: float = Field(
+        default=3.0, gt=1, le=10, description="most that the signed distance reaches, voxels"
+    )
     least_weight: float = Field(default=0.03, gt=0, description="of a voxel's views together, 1 being a frontal view")
     box_low_mm: tuple[float, float, float] = Field(
         default=(-140, -140, -180), description="lower corner of what is kept, head frame, mm"

@@ -187,6 +187,15 @@ def robust_mean(distance, weight, n, soft):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(cache=True, nogil=True)
+def first_agreeing(distance, n, soft):  # type: ignore[no-untyped-def]
+    """The first of ``n`` rising distances before a surface that agrees with the next one; ``n`` if there is none."""
+    for k in range(n - 1):
+        if distance[k] > soft and distance[k + 1] - distance[k] < soft:
+            return k
+    return n
+
+
+@numba.njit(cache=True, nogil=True)
 def fuse_blocks(  # type: ignore[no-untyped-def]
     blocks,
     values,
@@ -274,6 +283,11 @@ def fuse_blocks(  # type: ignore[no-untyped-def]
             if n == 0 or near < least_weight:
                 continue
             mean, used, _ = robust_mean(distances[e], weights[e], n, soft)
+            if mean < -2.0 * soft:
+                # Behind some views' surface, where a gap may be hidden from them: two that look into it know better.
+                first = first_agreeing(distances[e], n, soft)
+                if first < n:
+                    mean, used, _ = robust_mean(distances[e, first:n], weights[e, first:n], n - first, soft)
             if mean < 0 and through[e] > used:
                 mean = truncation_mm
             elif mean > 0 and within[e] > 4.0 * used:

@@ -3,7 +3,8 @@
 A wide window averages the noise away but flattens what is curved more than a quadric: lips, ear folds, eyelids. So each
 pixel takes the widest of a few windows whose quadric leaves no more than the noise behind. Where even the smallest has
 too few pixels of one surface for a quadric (an edge, a narrow strip) a plane through the nearest ones stands in, at
-the weight that its few pixels give it.
+the weight that its few pixels give it; and where even that is mixed of two surfaces (a narrow gap, the pit behind an
+ear), the plane through the pixel and two of its neighbours that most others confirm.
 """
 
 from __future__ import annotations
@@ -181,6 +182,36 @@ def _robust_surface(us, vs, ds, n, need, unknowns, soft, bend, m, H, q):  # type
 
 
 @numba.njit(cache=True, nogil=True)
+def _confirmed_plane(us, vs, ds, n, soft, bend, q):  # type: ignore[no-untyped-def]
+    """Of the planes through the centre and two pixels beside it, the one that most pixels lie on, into ``q`` (6,).
+
+    Returns:
+        How many lie on it, the three included; 0 where there is no such plane.
+    """
+    beside = np.full((2, 2), np.nan)  # along u and v, before and after the centre
+    for k in range(n):
+        if vs[k] == 0.0 and abs(us[k]) == 1.0:
+            beside[0, int(us[k] > 0)] = ds[k] * us[k]
+        elif us[k] == 0.0 and abs(vs[k]) == 1.0:
+            beside[1, int(vs[k] > 0)] = ds[k] * vs[k]
+    most = 0
+    for a in range(2):
+        for b in range(2):
+            du, dv = beside[0, a], beside[1, b]
+            if np.isnan(du) or np.isnan(dv):
+                continue
+            count = 0
+            for k in range(n):
+                miss = abs(ds[k] - du * us[k] - dv * vs[k])
+                count += miss < soft + bend * (us[k] * us[k] + vs[k] * vs[k])
+            if count > most:
+                most = count
+                q[:] = 0.0
+                q[1], q[2] = du, dv
+    return most
+
+
+@numba.njit(cache=True, nogil=True)
 def _within(us, vs, ds, softs, n, radius):  # type: ignore[no-untyped-def]
     """Keep the pixels of a smaller window, in place; how many there are."""
     kept = 0
@@ -271,11 +302,17 @@ def fit_depth(depth_mm, region, window, radii, noise_mm, pixel_mm):  # type: ign
                 if left <= stiff:
                     break
             if best < 0:
-                if n < PLANE_PIXELS or not _first_plane(us, vs, ds, softs, n, moments, q):
+                if n < PLANE_PIXELS:
                     continue
-                best, _ = _robust_surface(us, vs, ds, n, PLANE_PIXELS - 0.5, 3, soft, bend, moments, H, q)
+                if _first_plane(us, vs, ds, softs, n, moments, q):
+                    best, _ = _robust_surface(us, vs, ds, n, PLANE_PIXELS - 0.5, 3, soft, bend, moments, H, q)
                 if best < 0 or abs(q[0]) > soft:
-                    continue
+                    if _confirmed_plane(us, vs, ds, n, soft, bend, q) < PLANE_PIXELS:
+                        continue
+                    best, _ = _robust_surface(us, vs, ds, n, PLANE_PIXELS - 0.5, 3, soft, 0.0, moments, H, q)
+                    if best < 0 or abs(q[0]) > soft:
+                        continue
+                    best = max(best, 1.0)  # no more to be trusted than the pixel alone
                 d0, du, dv = q[0], q[1], q[2]
             fitted[r - r0, c - c0] = z0 + d0
             slope[r - r0, c - c0, 0] = du

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from registration.depth import FittedViews, in_threads
 from registration.fusion import MAX_VIEWS, Grid, robust_mean, views_from_grid
+from registration.mesh import Mesh, vertex_normals
 from registration.view_lookup import blended_depth, nearest_pixel
 from registration.visited_blocks import LEAST_FACING
 
@@ -68,6 +69,35 @@ def observe(
         rows[:, 2].astype(np.float32),
         None if views.color is None else np.clip(np.round(rows[:, 3:]), 0, 255).astype(np.uint8),
     )
+
+
+def settled(closed: Mesh, views: FittedViews, grid: Grid, reach_mm: float, threads: int = 1) -> Mesh:
+    """Bring a fused surface onto what the views see, and tell what of it no view sees.
+
+    Between voxels the fused distances are no more than interpolated, and where views disagree about a voxel they can
+    leave a surface that none of them saw. So each vertex asks all views again, is moved along its normal to the middle
+    of their answers, and counts as guessed where there is none.
+
+    Args:
+        closed: grid frame, mm, with ``guessed``.
+        views: fitted and with refined poses.
+        grid: whose frame the surface is in.
+        reach_mm: a view's surface further off than this is another one.
+        threads: at a time.
+
+    Returns:
+        The surface with ``views`` uint8, ``spread_mm`` float32 and ``guessed`` uint8, and the views' colours.
+    """
+    normals = vertex_normals(closed.vertices, closed.faces)
+    seen = observe(views, grid, closed.vertices, normals, reach_mm, threads)
+    known = (closed.attributes["guessed"] == 0) & (seen.views > 0)
+    moved = closed.vertices + np.where(known, seen.offset_mm, np.float32(0))[:, None] * normals.astype(np.float32)
+    columns: dict[str, NDArray] = {
+        "views": np.where(known, seen.views, 0).astype(np.uint8),
+        "spread_mm": np.where(known, seen.spread_mm, 0).astype(np.float32),
+        "guessed": (~known).astype(np.uint8),
+    }
+    return Mesh(moved, closed.faces, seen.color, columns)
 
 
 @numba.njit(cache=True, nogil=True)

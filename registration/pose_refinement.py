@@ -30,6 +30,11 @@ LEAST_OVERLAP = 60
 CORRELATION = 30.0
 """Neighbouring residuals share their errors; so many of them count as one against the prior."""
 
+FAR_CHANGE = 3.0
+"""A told pose that is wrong by so many times the median of all counts a quarter."""
+LEAST_CHANGE = 0.03
+"""Changes smaller than this share of the prior's spread are all alike."""
+
 
 @dataclass(frozen=True)
 class RefinedPoses:
@@ -244,23 +249,36 @@ def _solve(
             blocks[j, :, i] -= A
             right[i] -= b
             right[j] += b
-    turn_weight = 1.0 / np.radians(angle_sigma_deg) ** 2
-    move_weight = 1.0 / position_sigma_mm**2
+    error = Rotation.from_matrix(poses[:, :3, :3] @ told[:, :3, :3].transpose(0, 2, 1)).as_rotvec()
+    moved = poses[:, :3, 3] - told[:, :3, 3]
+    trust = _trust(error / np.radians(angle_sigma_deg), moved / position_sigma_mm, keep)
+    turn_weights = trust / np.radians(angle_sigma_deg) ** 2
+    move_weights = trust / position_sigma_mm**2
     for v in range(count):
-        error = Rotation.from_matrix(poses[v, :3, :3] @ told[v, :3, :3].T).as_rotvec()
-        moved = poses[v, :3, 3] - told[v, :3, 3]
+        turn_weight, move_weight = turn_weights[v], move_weights[v]
         arm = poses[v, :3, 3] - centre
         J = np.zeros((3, 6))
         J[:, :3] = -_cross_matrix(arm)
         J[:, 3:] = np.eye(3)
         blocks[v, :, v] += move_weight * J.T @ J
         blocks[v, :3, v, :3] += turn_weight * np.eye(3)
-        right[v] -= move_weight * J.T @ moved
-        right[v, :3] -= turn_weight * error
+        right[v] -= move_weight * J.T @ moved[v]
+        right[v, :3] -= turn_weight * error[v]
         if not keep[v]:
             blocks[v, :, v] += 1e6 * np.eye(6)
     solution = np.linalg.solve(blocks.reshape(6 * count, 6 * count), right.ravel())
     return np.asarray(solution.reshape(count, 6), np.float64)
+
+
+def _trust(turned: NDArray, moved: NDArray, keep: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """How much each told pose counts (V,), from its change (V, 3) in turn and place, in units of the prior's spread.
+
+    The views' own depth ties them to each other alone; where the world is, only the told poses know. One that is wrong
+    by far more than the others would drag all of it along.
+    """
+    square = (turned**2).sum(1) + (moved**2).sum(1)
+    usual = max(float(np.median(square[keep])), LEAST_CHANGE**2)
+    return np.asarray(1.0 / (1.0 + square / (FAR_CHANGE**2 * usual)) ** 2, np.float64)
 
 
 def _cross_matrix(a: NDArray) -> NDArray[np.float64]:

@@ -5,7 +5,7 @@ import numpy as np
 from registration.depth import fit_views
 from registration.fusion import Grid
 from registration.mesh import Mesh
-from registration.observation import observe
+from registration.observation import observe, settled
 from tests.registration.mesh_rig import see
 
 
@@ -35,3 +35,21 @@ def test_the_frontal_view_paints_more_than_the_grazing_one():
     assert (seen.spread_mm < 0.05).all()
     hidden = observe(views, Grid(np.eye(4), (8, 8, 8), 1.0), points, np.tile([0.0, 0, -1], (3, 1)), 3.0)
     assert (hidden.views == 0).all()
+
+
+def test_a_surface_settles_where_it_is_seen_and_what_nobody_sees_is_a_guess():
+    wall = Mesh.of([[-80, -80, 0], [80, -80, 0], [80, 80, 0], [-80, 80, 0]], [[0, 1, 2], [0, 2, 3]])
+    views = see(wall, np.stack([look_at([1.0, 0, 500.0]), look_at([200.0, 0, 500.0])]))
+    views = fit_views(views, [view.depth_mm > 0 for view in views])
+    corners = np.array([[-20.0, -20, 0], [20, -20, 0], [20, 20, 0], [-20, 20, 0]])
+    off, far = corners + [0, 0, 0.4], corners + [0, 0, -5.0]
+    told = Mesh.of(
+        np.concatenate([off, far, off]),
+        [[0, 1, 2], [0, 2, 3], [4, 5, 6], [4, 6, 7], [8, 9, 10], [8, 10, 11]],
+        guessed=np.repeat([0, 0, 1], 4).astype(np.uint8),
+    )
+    found = settled(told, views, Grid(np.eye(4), (8, 8, 8), 1.0), 1.5)
+    np.testing.assert_allclose(found.vertices[:4], corners, atol=0.02)
+    np.testing.assert_array_equal(found.vertices[4:], told.vertices[4:])
+    np.testing.assert_array_equal(found.attributes["guessed"], np.repeat([0, 1, 1], 4))
+    np.testing.assert_array_equal(found.attributes["views"], np.repeat([2, 0, 0], 4))

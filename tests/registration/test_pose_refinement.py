@@ -65,6 +65,17 @@ def test_a_view_out_of_place_is_left_out_alone(move):
     assert disagreement_mm(found.T_world_from_camera[others], true[others]).max() < 0.2
 
 
+def test_a_view_told_30_mm_wrong_does_not_drag_the_world_along():
+    true, views = fitted_with_errors(0.3, 0.05, move=(4, _shift(30.0)))
+    found = refine_poses(views, np.zeros(3))
+    assert found.left_out == ()
+    points = np.random.default_rng(0).normal(0, 60, (40, 3))
+    relative = found.T_world_from_camera @ np.linalg.inv(true)
+    seen = np.einsum("vab,nb->vna", relative[:, :3, :3], points) + relative[:, None, :3, 3]
+    away_mm = np.linalg.norm(seen.mean(0) - points, axis=1)
+    assert away_mm.mean() < 0.5
+
+
 def test_views_of_opposite_sides_are_no_pair():
     _, views = fitted_with_errors(0.3, 0.05, count=12)
     samples = [sample_points(views, v, 800) for v in range(12)]
