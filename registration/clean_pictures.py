@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import numba
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
@@ -39,24 +40,30 @@ def nearest_points(
     """
     right, up, back = _axes(azimuth_deg, elevation_deg)
     middle = np.array([0.0, MIDDLE_Y_MM, 0.0])
-    away = np.asarray(points_head_mm, np.float64) - middle
-    u = np.floor((away @ right / EXTENT_MM + 0.5) * SIZE).astype(int)
-    v = np.floor((0.5 - away @ up / EXTENT_MM) * SIZE).astype(int)
-    order = np.argsort(away @ back, kind="stable")
-    shown = np.full((SIZE, SIZE), -1, np.int64)
-    wide = max(1, int(np.ceil(size_mm * SIZE / EXTENT_MM)))
-    shifts = np.stack(np.meshgrid(np.arange(wide), np.arange(wide), indexing="ij"), -1).reshape(-1, 2)
-    rows, columns = v[order][:, None] + shifts[:, 0], u[order][:, None] + shifts[:, 1]
-    inside = (rows >= 0) & (rows < SIZE) & (columns >= 0) & (columns < SIZE)
-    # Later assignments win, and the order is from far to near.
-    shown[rows[inside], columns[inside]] = np.broadcast_to(order[:, None], rows.shape)[inside]
+    turned = (np.asarray(points_head_mm, np.float64) - middle) @ np.stack([right, -up, back], 1)
+    turned[:, :2] = (turned[:, :2] / EXTENT_MM + 0.5) * SIZE
+    return np.asarray(nearest_of(turned, max(1, int(np.ceil(size_mm * SIZE / EXTENT_MM))), SIZE))
+
+
+@numba.njit(cache=True, nogil=True)
+def nearest_of(points, wide, size):  # type: ignore[no-untyped-def]
+    """Index (size, size) of the point that each pixel shows, -1 where none; points (n, 3) are column, row, nearness."""
+    shown = np.full((size, size), -1, np.int64)
+    nearness = np.full((size, size), -np.inf)
+    for p in range(len(points)):
+        column, row = int(np.floor(points[p, 0])), int(np.floor(points[p, 1]))
+        for r in range(max(0, row), min(size, row + wide)):
+            for c in range(max(0, column), min(size, column + wide)):
+                if points[p, 2] >= nearness[r, c]:
+                    nearness[r, c] = points[p, 2]
+                    shown[r, c] = p
     return shown
 
 
 def painted(shown: NDArray[np.int64], colors: NDArray | None, light: NDArray[np.floating] | None = None) -> Picture:
-    """The picture of a projection: colours (n, 3) of the points, or clay, times their light (n,)."""
+    """The picture of a projection: colours (n, 3) of the points, or clay, times the light of each pixel."""
     base = np.broadcast_to(np.array(CLAY, np.float64), (*shown.shape, 3)) if colors is None else colors[shown]
-    paint = base if light is None else base * light[shown][..., None]
+    paint = base if light is None else base * light[..., None]
     return np.where((shown >= 0)[..., None], np.clip(paint, 0, 255), BACKGROUND).astype(np.uint8)
 
 
@@ -89,8 +96,8 @@ def clean_sheet(
     drawn = _drawn(clean, VIEWS_SHOWN, paints)
     rows, titles = [], []
     for side, (azimuth, elevation) in VIEWS_SHOWN.items():
-        light = _light(normals @ T[:3, :3].T, azimuth, elevation)
-        told = painted(nearest_points(raw, azimuth, elevation, RAW_POINT_MM), colors, light)
+        shown = nearest_points(raw, azimuth, elevation, RAW_POINT_MM)
+        told = painted(shown, colors, _light(normals[shown] @ T[:3, :3].T, azimuth, elevation))
         rows.append([told] + [drawn[side][name] for name in paints])
         titles.append([f"raw points as told, {side}", *paints])
     return _with_lines(sheet(rows, titles), left_out)
@@ -127,7 +134,7 @@ def _drawn(
     out = {}
     for side, (azimuth, elevation) in sides.items():
         shown = nearest_points(points, azimuth, elevation, size)
-        light = _light(normals, azimuth, elevation)
+        light = _light(normals[shown], azimuth, elevation)
         out[side] = {n: painted(shown, None if p is None else p[corner], light) for n, p in paints.items()}
     return out
 
@@ -141,7 +148,7 @@ def _axes(azimuth_deg: float, elevation_deg: float) -> tuple[NDArray, NDArray, N
 
 
 def _light(normals_head: NDArray, azimuth_deg: float, elevation_deg: float) -> NDArray[np.float64]:
-    """A headlight's share (n,) on surfaces of given normals (n, 3)."""
+    """A headlight's share (...,) on surfaces of given normals (..., 3)."""
     _, up, back = _axes(azimuth_deg, elevation_deg)
     return np.asarray(0.2 + 0.8 * np.clip(normals_head @ (0.9 * back + 0.3 * up), 0, 1))
 

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
+import numba
 import numpy as np
 from numpy.typing import NDArray
 
@@ -22,6 +23,9 @@ B = TypeVar("B")
 
 SMALLEST_NOISE_MM = 0.03
 """Rounding of 16-bit depth to 0.1 mm has this spread."""
+
+WIDEST_FIT_PX = 7
+"""The work grows with the square of the window's radius."""
 
 
 @dataclass(frozen=True)
@@ -129,16 +133,16 @@ def depth_noise_mm(depth_mm: NDArray[np.floating]) -> float:
 
 
 def fit_radius(noise_mm: float, pixel_mm: float) -> int:
-    """Window radius in pixels: wide enough to average the noise, never wider than about 6 mm on the surface."""
+    """Window radius in pixels: as wide on the surface as the noise asks for, whatever the sensor's resolution."""
     if noise_mm < 0.05:
-        radius = 2
+        radius_mm = 1.8
     elif noise_mm < 0.25:
-        radius = 3
+        radius_mm = 2.7
     elif noise_mm < 0.8:
-        radius = 4
+        radius_mm = 3.6
     else:
-        radius = 5
-    return int(np.clip(radius, 1, max(1, round(6.0 / pixel_mm))))
+        radius_mm = 4.5
+    return int(np.clip(round(radius_mm / pixel_mm), 2, WIDEST_FIT_PX))
 
 
 def fit_views(
@@ -193,7 +197,7 @@ def fit_views(
         np.column_stack([first, shapes]),
         np.concatenate([part[0].ravel() for part in parts]),
         np.concatenate([part[1].reshape(-1, 2) for part in parts]),
-        np.concatenate([part[2].reshape(-1, 3) for part in parts]).astype(np.float32),
+        np.concatenate([part[2].reshape(-1, 3) for part in parts]),
         np.concatenate([part[3].ravel() for part in parts]),
         np.concatenate([part[4] for part in parts]) if colored else None,
         np.array([part[6] for part in parts]),
@@ -206,23 +210,28 @@ def _pixel_size_mm(view: DepthView, region: NDArray[np.bool_]) -> float:
     return float(np.median(depth)) / view.intrinsics.fx if len(depth) else 1.0
 
 
-def _normals(view: DepthView, u: NDArray, v: NDArray, depth: NDArray, slope: NDArray) -> NDArray[np.float64]:
+def _normals(view: DepthView, u: NDArray, v: NDArray, depth: NDArray, slope: NDArray) -> NDArray[np.float32]:
     """Unit normals (h, w, 3) towards the camera, from the cross product of the two tangents."""
-    camera = view.intrinsics
-    x, y = pixel_rays(camera, u, v)
-    z = depth.astype(np.float64)
-    if any(camera.distortion):
-        step = 0.5
-        x1, y1 = pixel_rays(camera, u + step, v)
-        x2, y2 = pixel_rays(camera, u, v + step)
-        xu, yu, xv, yv = (x1 - x) / step, (y1 - y) / step, (x2 - x) / step, (y2 - y) / step
-    else:
-        zero_step = np.zeros_like(x)
-        xu, yu, xv, yv = zero_step + 1 / camera.fx, zero_step, zero_step, zero_step + 1 / camera.fy
-    ray = np.stack([x, y, np.ones_like(x)], -1)
-    zero = np.zeros_like(z)
-    along_u = slope[..., :1] * ray + np.stack([z * xu, z * yu, zero], -1)
-    along_v = slope[..., 1:] * ray + np.stack([z * xv, z * yv, zero], -1)
-    normal = np.cross(along_v, along_u)
-    length = np.linalg.norm(normal, axis=-1, keepdims=True)
-    return np.divide(normal, length, out=np.zeros_like(normal), where=(length > 1e-12) & (z[..., None] > 0))
+    step = 0.5
+    at = [pixel_rays(view.intrinsics, u + du, v + dv) for du, dv in ((0.0, 0.0), (step, 0.0), (0.0, step))]
+    (x, y), (xu, yu), (xv, yv) = at
+    return np.asarray(pixel_normals(x, y, xu, yu, xv, yv, step, depth, slope))
+
+
+@numba.njit(cache=True, nogil=True)
+def pixel_normals(x, y, xu, yu, xv, yv, step, depth, slope):  # type: ignore[no-untyped-def]
+    """Normals (h, w, 3), zero without depth, from the rays (x/z, y/z) of pixels and of places a step along u and v."""
+    out = np.zeros((*depth.shape, 3), np.float32)
+    for r in range(depth.shape[0]):
+        for c in range(depth.shape[1]):
+            z = np.float64(depth[r, c])
+            if z <= 0:
+                continue
+            zu, zv = np.float64(slope[r, c, 0]), np.float64(slope[r, c, 1])
+            ax, ay = zu * x[r, c] + z * (xu[r, c] - x[r, c]) / step, zu * y[r, c] + z * (yu[r, c] - y[r, c]) / step
+            bx, by = zv * x[r, c] + z * (xv[r, c] - x[r, c]) / step, zv * y[r, c] + z * (yv[r, c] - y[r, c]) / step
+            nx, ny, nz = by * zu - zv * ay, zv * ax - bx * zu, bx * ay - by * ax
+            length = np.sqrt(nx * nx + ny * ny + nz * nz)
+            if length > 1e-12:
+                out[r, c, 0], out[r, c, 1], out[r, c, 2] = nx / length, ny / length, nz / length
+    return out

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numba
 import numpy as np
 from numpy.typing import NDArray
 
@@ -107,8 +108,26 @@ def head_region(
     view: DepthView, T_world_from_head: NDArray, low_mm: NDArray, high_mm: NDArray, margin_mm: float = MARGIN_MM
 ) -> NDArray[np.bool_]:
     """Mask (h, w) of the pixels whose depth falls into the head's box."""
-    mask = view.depth_mm > 0
-    mask[mask] = in_box(_mask_points(view, mask), T_world_from_head, low_mm, high_mm, margin_mm)
+    row, column = np.mgrid[: view.intrinsics.height, : view.intrinsics.width]
+    x, y = pixel_rays(view.intrinsics, column + 0.5, row + 0.5)
+    T = np.linalg.inv(T_world_from_head) @ view.T_world_from_camera
+    low, high = np.asarray(low_mm, np.float64) - margin_mm, np.asarray(high_mm, np.float64) + margin_mm
+    return np.asarray(pixels_in_box(view.depth_mm, x, y, T, low, high))
+
+
+@numba.njit(cache=True, nogil=True)
+def pixels_in_box(depth_mm, x, y, T_box_from_camera, low_mm, high_mm):  # type: ignore[no-untyped-def]
+    """Mask (h, w) of the pixels whose depth falls into a box; x, y (h, w) are the pixels' rays (x/z, y/z)."""
+    T = T_box_from_camera
+    mask = np.zeros(depth_mm.shape, np.bool_)
+    for r in range(depth_mm.shape[0]):
+        for c in range(depth_mm.shape[1]):
+            z = np.float64(depth_mm[r, c])
+            inside = z > 0
+            for a in range(3):
+                p = (T[a, 0] * x[r, c] + T[a, 1] * y[r, c] + T[a, 2]) * z + T[a, 3]
+                inside = inside and low_mm[a] < p < high_mm[a]
+            mask[r, c] = inside
     return mask
 
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy.ndimage import correlate
 
-from registration.depth import depth_noise_mm, fit_views, thinned
+from registration.depth import depth_noise_mm, fit_radius, fit_views, thinned
 from registration.local_fit import fit_depth, window_radii
 from registration.mesh import transform_points
 from registration.views import DepthView, Intrinsics, pixel_rays
@@ -96,6 +96,11 @@ def test_what_is_curved_too_much_for_the_wide_window_gets_a_narrow_one():
 def test_measures_the_noise(noise):
     depth = quadric(120, 160) + np.random.default_rng(0).normal(0, noise, (120, 160))
     assert depth_noise_mm(depth) == pytest.approx(noise, rel=0.06)
+
+
+@pytest.mark.parametrize(("pixel_mm", "radius"), [(0.45, 6), (0.9, 3), (1.3, 2), (3.0, 2)])
+def test_the_window_is_as_wide_on_the_surface_whatever_the_resolution(pixel_mm, radius):
+    assert fit_radius(0.1, pixel_mm) == radius
 
 
 def test_thinned_views_show_the_same_points():
