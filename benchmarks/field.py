@@ -55,6 +55,7 @@ from model.units import MM_PER_UNIT, to_units
 from pipeline.config import preset_config
 from pipeline.opening import open_workspace
 from pipeline.train_config import TrainConfig
+from storage.digest import digest_json
 
 POINTS = 200_000
 PLAIN_CHUNK = 512
@@ -252,7 +253,7 @@ def stage2_time(config: TrainingConfig, data: Set, model: TrainedModel, minutes:
 
 
 def forward_memory(saved: Path) -> None:
-    """In a process of its own: a forward pass over a million points; prints the peak resident memory in MiB."""
+    """In a process of its own: a forward pass over many points; prints the peak resident memory in MiB."""
     tensors, told = decode(saved.read_bytes())
     field = IdentityField(
         IdentityConfig.model_validate(told["config"]),
@@ -262,7 +263,7 @@ def forward_memory(saved: Path) -> None:
     )
     load_module(field, "identity", {name: t for name, t in tensors.items() if name.startswith("identity.")})
     points, index = tensors["points"], tensors["index"]
-    times = BIG // len(points)
+    times = told["points"] // len(points)
     with torch.no_grad():
         field.sdf(field.prepare(tensors["codes"]), points.repeat(times, 1), index.repeat(times))
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
@@ -274,6 +275,7 @@ def memory_row(args: argparse.Namespace, model: TrainedModel, data: Set) -> dict
     tensors = module_tensors(model.identity, "identity") | {"points": points, "index": index}
     tensors |= {"codes": model.identity_codes.codes.detach()}
     told = {"config": model.identity.config.model_dump(mode="json"), "pairs": model.identity.layout.pairs}
+    told |= {"points": BIG // 10 if args.quick else BIG}
     saved = args.work / "rows" / "memory.safetensors"
     saved.write_bytes(encode(tensors, told))
     call = [sys.executable, __file__, "--memory", str(saved)]
@@ -289,7 +291,7 @@ def trained_weights(args: argparse.Namespace, config: TrainConfig, data: Set) ->
     minutes = args.train_minutes if args.train_minutes is not None else (0.05 if args.quick else 10.0)
     told = preset_config("small").train
     training = told.training.model_copy(update={"field": config.training.field, "threads": args.threads})
-    path: Path = args.work / "rows" / f"paper-weights-{data.digest}-{minutes:g}x{args.threads}.safetensors"
+    path: Path = args.work / "rows" / f"paper-weights-{data.digest}-{minutes:g}.safetensors"
     if not path.exists():
         batches = data.with_batches(told)
         model = new_model(training, batches.data, 0)
@@ -313,7 +315,7 @@ def speed_rows(args: argparse.Namespace, rows: Sequence[str]) -> dict[str, float
     small = preset_config("small").train
     config = paper.training.model_copy(update={"threads": args.threads})
     weights = trained_weights(args, paper, data)
-    repeats = 2 if args.quick else 7
+    repeats = 2 if args.quick else 5
 
     def model_on(batches: Set) -> TrainedModel:
         model = new_model(config, batches.data, 0)
@@ -325,7 +327,7 @@ def speed_rows(args: argparse.Namespace, rows: Sequence[str]) -> dict[str, float
         model = model_on(batches)
         with fixed_threads(args.threads):
             if name == "forward":
-                return forward_rows(model, batches, 8000 if args.quick else POINTS, repeats)
+                return forward_rows(model, batches, *((8000, 2) if args.quick else (POINTS, 3)))
             if name == "stage1":
                 return stage1_rows(config, model, batches, 400 if args.quick else 3600, repeats)
             if name == "stage2":
@@ -336,8 +338,13 @@ def speed_rows(args: argparse.Namespace, rows: Sequence[str]) -> dict[str, float
 
     figures: dict[str, float] = {}
     for name in rows:
-        told = f"{name}-{data.digest}-{weights.stem[-8:]}-{'quick' if args.quick else args.time_minutes}"
-        path = args.work / "rows" / f"field-{told}-{args.threads}.json"
+        asked = [
+            "quick" if args.quick else args.time_minutes,
+            weights.stem,
+            args.threads,
+            config.model_dump(mode="json"),
+        ]
+        path = args.work / "rows" / f"field-{name}-{digest_json(asked)[:12]}.json"
         figures |= shown(kept(path, lambda name=name: row_of(name)))
     return figures
 

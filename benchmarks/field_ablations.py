@@ -188,13 +188,13 @@ ABLATIONS: dict[str, Callable[[TrainingSet], Variant]] = {
         )
     ),
     "released_blending": lambda data: Variant(_small(), released_blending=True),
-    "wider_reach": lambda data: Variant(_small(field={"identity": {"reach_neighbours": 8}})),
-    "narrower_reach": lambda data: Variant(_small(field={"identity": {"reach_neighbours": 4}})),
     "forward": lambda data: Variant(_small(), motion="staged"),
     "forward_joint": lambda data: Variant(_small(joint=True), motion="joint"),
     "backward": lambda data: Variant(_small(**_BACKWARD), motion="joint"),
     "backward_posed": lambda data: Variant(
         _small({"posed_surface_points": 100, "posed_near_points": 100}, **_BACKWARD), motion="joint"
     ),
+    "wider_reach": lambda data: Variant(_small(field={"identity": {"reach_neighbours": 8}})),
+    "narrower_reach": lambda data: Variant(_small(field={"identity": {"reach_neighbours": 4}})),
 }
 """What each variant changes; ``ours`` has 39 anchors."""

@@ -117,6 +117,10 @@ def judge_train(figures: Mapping[str, Any], thresholds: TrainThresholds) -> list
 def expected_minutes(config: TrainConfig) -> float:
     """Rough time of a training on 2 cores, from its steps and the points of each; networks of the default size."""
     identity_points = config.subjects_per_step * (config.surface_points + config.near_points + config.space_points)
-    pairs = config.scans_per_step * config.pair_points
-    stages = config.training.stage1.steps * identity_points + config.training.stage2.steps * pairs
+    of_scan = config.pair_points + config.posed_surface_points + config.posed_near_points
+    training, motion_points = config.training, config.scans_per_step * of_scan
+    motion_steps = training.stage1.steps if training.joint else training.stage2.steps
+    stages = training.stage1.steps * identity_points + motion_steps * motion_points
+    if training.field.color is not None:
+        stages += training.stage4.steps * config.subjects_per_step * config.color_points
     return stages * _SECONDS_PER_POINT / 60
