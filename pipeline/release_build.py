@@ -30,6 +30,7 @@ from pipeline.release_documents import (
 from pipeline.release_leaks import LeakCheck
 from pipeline.release_words import write_datasheet
 from pipeline.snapshot import Snapshot, take_snapshot
+from pipeline.withdrawn_codes import learned_from_withdrawn
 from pipeline.workspace import Workspace
 from storage.digest import digest_bytes
 from storage.errors import ConfigError, one_line
@@ -159,6 +160,10 @@ def _choose(workspace: Workspace, parts: Sequence[Part] | None, model: str | Non
         latest = latest_model(workspace)
         model = latest.name if latest is not None else None
     trained = workspace.manifest("train", model) if model is not None and "train" in workspace.steps else None
+    if trained is not None and learned_from_withdrawn(trained):
+        why = "it was trained on somebody who was withdrawn since, and weights can't forget"
+        remedy = "promote a model that was trained anew, or leave the model out with --parts"
+        raise ConfigError(one_line("may not be released", f"model {model}", why, remedy))
     if trained is not None and trained.accepted:
         return wanted, model
     if parts is None and model is None:

@@ -19,6 +19,11 @@ _MARK = {"withdrawn": "rows of a subject"}
 """Among a model's inputs. No plan expects it, so a model that keeps its name is stale."""
 
 
+def learned_from_withdrawn(manifest: Manifest) -> bool:
+    """Whether a model was trained on somebody who was withdrawn since: codes are gone, weights can't forget."""
+    return _MARK.keys() <= manifest.inputs.keys()
+
+
 def without_codes(store: Store, path: str, manifest: Manifest, traces: Traces) -> Callable[[], None] | None:
     """Prepare to take a subject's rows out of a model. The weights of the networks stay as they are.
 

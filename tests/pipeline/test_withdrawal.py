@@ -131,7 +131,11 @@ def test_the_run_after_goes_on_without_the_person(lived_in, tmp_path):
     assert names_in(again.store.root, SUBJECT) == []
     bring_up(again)
     assert names_in(again.store.root, SUBJECT) == []
-    build_release(again, "1.1.0", LocalStore(tmp_path / "later"))
+    old = latest_model(again).name
+    with pytest.raises(ConfigError, match="trained on somebody who was withdrawn"):
+        build_release(again, "1.1.0", LocalStore(tmp_path / "later"))
+    (anew,) = {key for step, key in take_snapshot(again).manifests if step == "train"} - {old}
+    build_release(again, "1.1.0", LocalStore(tmp_path / "later"), model=anew)
     pseudonym = Pseudonyms.of(again.store).subject(SUBJECT)
     assert names_in(tmp_path / "later", pseudonym) == []
     assert verify_release(LocalStore(tmp_path / "later")).faults == ()
