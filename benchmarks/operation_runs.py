@@ -30,31 +30,47 @@ CODE = ("flows/*.py", "storage/*.py", "benchmarks/operation*.py") + tuple(
 )
 """What a row rests on; the steps' own arithmetic is not measured here."""
 RUN = """
-import json, resource, sys, time
+import json, os, resource, sys, time
+from pathlib import Path
 from flows.engine import _own_server
 from flows.progress import LineProgress
-from flows.run import bring_up_to
-until, url, steps, dask, workers = sys.argv[1:6]
+from flows.run import bring_up_to, take_sessions_in
+until, url, steps, dask, workers, session = sys.argv[1:7]
 began = time.monotonic()
-result = bring_up_to(url, until, LineProgress(), int(workers), steps, dask or None)
+cost = {}
+if session:
+    take_sessions_in(url, [Path(session)], "", LineProgress())
+else:
+    cost = bring_up_to(url, until, LineProgress(), int(workers), steps, dask or None).cost
 seconds = time.monotonic() - began
-server = _own_server.cache_info().currsize and _own_server().pid
-peak = 0
-if server:
-    told = dict(line.split(":", 1) for line in open(f"/proc/{server}/status") if ":" in line)
-    peak = int(told["VmHWM"].split()[0]) / 1024
-print(json.dumps({"seconds": seconds, "cost": result.cost, "server_mib": peak,
-                  "flow_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}))
+own, children = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
+processor = own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime
+server_mib = 0
+if _own_server.cache_info().currsize:
+    server = Path(f"/proc/{_own_server().pid}")
+    told = dict(line.split(":", 1) for line in (server / "status").read_text().splitlines() if ":" in line)
+    server_mib = int(told["VmHWM"].split()[0]) / 1024
+    ticks = (server / "stat").read_text().rsplit(")", 1)[1].split()[11:13]
+    processor += sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK")
+print(json.dumps({"seconds": seconds, "processor_seconds": processor, "cost": cost, "server_mib": server_mib,
+                  "flow_mib": own.ru_maxrss / 1024}))
 """
+"""A run, or a session that is taken in, in a process of its own that tells what it took, its server's part included."""
 
 
 def start(
-    url: str, until: str = "train", steps: str = SMALL, dask: str = "", workers: int = 2, **env: str
+    url: str,
+    until: str = "train",
+    steps: str = SMALL,
+    dask: str = "",
+    workers: int = 2,
+    session: Path | str = "",
+    **env: str,
 ) -> subprocess.Popen[str]:
     """Start a run in a process of its own."""
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | env
     return subprocess.Popen(
-        [sys.executable, "-c", RUN, until, url, steps, dask, str(workers)],
+        [sys.executable, "-c", RUN, until, url, steps, dask, str(workers), str(session)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -24,7 +24,9 @@ import resource
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -52,50 +54,50 @@ def scale(rows: Rows, quick: bool) -> dict[str, float]:
     scans = subjects * expressions
     folder = work / f"scale-{scans}"
 
-    def nphm(*words: str | Path) -> float:
+    def verb(name: str) -> dict[str, Any]:
         began = time.monotonic()
-        subprocess.run([sys.executable, "-m", "flows", *map(str, words), "-w", folder, "-q"], check=True, cwd=ROOT)
-        return time.monotonic() - began
+        subprocess.run([sys.executable, "-m", "flows", name, "-w", folder, "-q"], check=True, cwd=ROOT)
+        return {"whole_seconds": time.monotonic() - began}
+
+    def run(until: str, source: Path | str = "") -> dict[str, Any]:
+        began = time.monotonic()
+        told = finish(start(str(folder), until, session=source))
+        return told | {"whole_seconds": time.monotonic() - began}
 
     def taken_in() -> dict[str, Any]:
         make_workspace(folder)
-        return {f"{verb}_seconds": nphm(verb, *words) for verb, *words in (("ingest", session), ("plan",), ("status",))}
-
-    def brought_up_to(step: str) -> dict[str, Any]:
-        began = time.monotonic()
-        told = finish(start(str(folder), step))
-        return told | {"whole_seconds": time.monotonic() - began}
+        return run("ingest", session)
 
     def changed() -> dict[str, Any]:
         for name in ("neutral", "e01", "e02"):
             file = session / "001" / name / "depth/000.png"
             depth = np.asarray(Image.open(file)).astype(np.int64)
             write_depth(file, np.where(depth > 0, depth + 1, 0))
-        told = finish(start(str(folder), "train"))
-        return {step: cost["results"] for step, cost in told["cost"].items()}
+        return run("train")
+
+    def kept(name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        row = rows.kept(f"scale-{scans}-{name}", make)
+        print(f"scale: {name}: {row['whole_seconds']:.1f} s, of the processor {row.get('processor_seconds', 0):.1f}")
+        return row
 
     # A row a part, so that one that was cut off goes on with the next part.
-    first = rows.kept(f"scale-{scans}-ingest", taken_in)
-    runs = [
-        rows.kept(f"scale-{scans}-{step}", lambda step=step: brought_up_to(step))
-        for step in (*STEPS_OF_A_SCAN[1:], "train")
-    ]
-    rerun = rows.kept(f"scale-{scans}-rerun", lambda: brought_up_to("train"))
-    verbs = {
-        verb: rows.kept(f"scale-{scans}-{verb}", lambda verb=verb: {"seconds": nphm(verb)})
-        for verb in ("plan", "status")
-    }
-    redone = rows.kept(f"scale-{scans}-changed", changed)
-    seconds = sum(first.values()) + sum(run["whole_seconds"] for run in runs)
+    parts = [kept("ingest", taken_in), kept("plan", lambda: verb("plan")), kept("status", lambda: verb("status"))]
+    parts += [kept(step, partial(run, step)) for step in ("clean", "register", "sample", "train")]
+    rerun = kept("rerun", lambda: run("train"))
+    fresh = {name: kept(f"fresh-{name}", partial(verb, name)) for name in ("plan", "status")}
+    redone = kept("changed", changed)["cost"]
+    share = 1000 / (scans * len(STEPS_OF_A_SCAN))
     return {
         "scans": scans,
-        "scan_step_ms": 1000 * seconds / (scans * len(STEPS_OF_A_SCAN)),
+        "scan_step_ms": share * sum(part["whole_seconds"] for part in parts),
+        "scan_step_processor_ms": share * sum(part.get("processor_seconds", 0) for part in parts),
         "rerun_seconds": rerun["seconds"],
-        "plan_seconds": verbs["plan"]["seconds"],
-        "status_seconds": verbs["status"]["seconds"],
-        "flow_mib": max(run["flow_mib"] for run in runs),
-        "server_mib": max(run["server_mib"] for run in runs),
-    } | {f"{step}_redone_of_3": redone.get(step, 0) for step in STEPS_OF_A_SCAN}
+        "rerun_processor_seconds": rerun["processor_seconds"],
+        "fresh_plan_seconds": fresh["plan"]["whole_seconds"],
+        "fresh_status_seconds": fresh["status"]["whole_seconds"],
+        "flow_mib": max(part.get("flow_mib", 0) for part in parts),
+        "server_mib": max(part.get("server_mib", 0) for part in parts),
+    } | {f"{step}_redone_of_3": redone.get(step, {}).get("results", 0) for step in STEPS_OF_A_SCAN[1:]}
 
 
 def dask(rows: Rows, quick: bool) -> dict[str, float]:
