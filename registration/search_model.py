@@ -17,6 +17,8 @@ SETTLING_MODES = 60
 """Identity modes in which the last candidates adapt: faces far from the mean need them to score as heads do."""
 REGION_WEIGHTS = {"face": 1.0, "lips": 1.0, "eyes": 0.6, "ears": 0.8, "scalp": 0.5, "neck": 0.4}
 MODEL_POINTS = 1600
+HALF_OPEN = 0.6
+"""Of the mode of expression that parts the lips most."""
 COVERED_MM = 12.0
 """A point of the model with scan so near is covered by it."""
 RANKED_COVER, JUDGED_COVER = 0.45, 0.6
@@ -39,6 +41,7 @@ class SearchModel:
         relief: (n,) 0 to 1, how much each tells a face from a ball; 0 off the face.
         basis: (modes, n, 3) float64, each of unit spread.
         few: the first of them, enough to search with.
+        half_open: (modes,) coefficients that open the mouth half.
     """
 
     points: NDArray[np.float64]
@@ -48,6 +51,7 @@ class SearchModel:
     relief: NDArray[np.float64]
     basis: NDArray[np.float64]
     few: int
+    half_open: NDArray[np.float64]
 
     @classmethod
     def of(cls, template: Template, rng: np.random.Generator, count: int = MODEL_POINTS) -> SearchModel:
@@ -63,9 +67,16 @@ class SearchModel:
         first = [expression_modes(template, 4), identity_modes(template, 16)]
         rest = [expression_modes(template, 10)[4:], identity_modes(template, SETTLING_MODES)[16:]]
         basis = np.concatenate([np.einsum("nk,mnkc->mnc", bary, modes[:, corner]) for modes in first + rest])
+        above, below = template.landmarks[62], template.landmarks[66]
+        opening = first[0][:, above, 1] - first[0][:, below, 1]
+        jaw = int(np.abs(opening).argmax())
+        half_open = np.zeros(len(basis))
+        half_open[jaw] = HALF_OPEN * np.sign(opening[jaw])
         weights, in_face = table[region], np.asarray(template.face_mask[corner].all(1))
         relief = in_face * _relief(points, normals)
-        return cls(points, normals, weights, in_face, relief, np.ascontiguousarray(basis), sum(map(len, first)))
+        return cls(
+            points, normals, weights, in_face, relief, np.ascontiguousarray(basis), sum(map(len, first)), half_open
+        )
 
     def every(self, step: int) -> SearchModel:
         """Every so manieth point of it."""

@@ -1,5 +1,7 @@
 """A head is found from any rotation and position; things that are no heads are not."""
 
+from dataclasses import replace
+
 import numpy as np
 import open3d as o3d
 import pytest
@@ -9,7 +11,7 @@ from registration import alignment
 from registration.alignment import align_head, fitting_unit
 from registration.mesh import sample_surface, transform_points, vertex_normals
 from registration.pose_search import even_rotations
-from registration.procedural_head import head_template
+from registration.procedural_head import draw_person, head_template
 
 
 def _posed_head(seed: int, front_only: bool = False):
@@ -112,6 +114,49 @@ def test_no_head_is_no_head(thing):
     found = align_head(np.einsum("nk,nkc->nc", weights, corner), normals, head_template())
     assert not found.accepted
     assert found.reason
+
+
+BLOBS = {
+    "bust without a face": [
+        ((0, 20, 0), (75, 105, 95)), ((0, -110, -30), (55, 110, 55)), ((0, -230, -20), (190, 60, 90)),
+    ],
+    "animal": [
+        ((0, 20, -20), (65, 65, 85)), ((0, 0, 80), (28, 26, 60)), ((55, 80, -30), (18, 45, 12)),
+        ((-55, 80, -30), (18, 45, 12)), ((0, -90, -90), (55, 130, 55)),
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("thing", BLOBS)
+def test_round_things_with_something_in_front_are_no_heads(thing):
+    """Ellipsoids grown together, which a head of few modes can bend to."""
+    rng = np.random.default_rng(1)
+    parts = [(np.array(centre), np.array(radii)) for centre, radii in BLOBS[thing]]
+    points, normals = [], []
+    for centre, radii in parts:
+        ball = rng.normal(size=(6000, 3))
+        ball /= np.linalg.norm(ball, axis=1, keepdims=True)
+        points.append(centre + ball * radii)
+        normals.append(ball / radii / np.linalg.norm(ball / radii, axis=1, keepdims=True))
+    points, normals = np.concatenate(points), np.concatenate(normals)
+    depth = np.stack([np.linalg.norm((points - centre) / radii, axis=1) for centre, radii in parts])
+    outside = depth.min(0) > 1 - 1e-6
+    found = align_head(points[outside], normals[outside], head_template())
+    assert not found.accepted, found.score
+
+
+@pytest.mark.parametrize("seed", [1, 5])
+def test_strangers_with_their_mouths_open_are_heads(seed):
+    """People of the embedded head, sought with its general modes alone."""
+    template = head_template()
+    nothing = np.zeros((0, *template.mesh.vertices.shape), np.float32)
+    bare = replace(template, identity_basis=nothing, expression_basis=nothing, expression_names=())
+    vertices = draw_person(np.random.default_rng(seed)).vertices("jaw_open_wide", 0.9)
+    found = align_head(vertices, vertex_normals(vertices, template.mesh.faces), bare)
+    angle_deg, distance_mm = _off(found.T_world_from_head, np.eye(4))
+    assert found.accepted, found.score
+    assert angle_deg < 6
+    assert distance_mm < 8
 
 
 def test_rotations_are_rotations_and_spread():
