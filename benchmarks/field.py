@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import resource
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -266,7 +265,13 @@ def forward_memory(saved: Path) -> None:
     times = told["points"] // len(points)
     with torch.no_grad():
         field.sdf(field.prepare(tensors["codes"]), points.repeat(times, 1), index.repeat(times))
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    print(peak_mib())
+
+
+def peak_mib() -> float:
+    """Peak resident memory of this process alone; ``ru_maxrss`` remembers that of the one it was started from."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) / 1024
 
 
 def memory_row(args: argparse.Namespace, model: TrainedModel, data: Set) -> dict[str, float]:
