@@ -1,6 +1,7 @@
 """How near registrations come to the truth, with the template's linear modes and without, and what they cost.
 
-    python benchmarks/registration.py [--quick] [--json FILE] [--work DIR] [--profiles studio,handheld] [--subjects N]
+    python benchmarks/registration.py [--quick] [--json FILE] [--work DIR] [--profiles studio,handheld]
+                                      [--subjects N] [--rows table,cut]
 
 Captures are made by the ICT capture tool beside the checkout and go through cleaning: 6 subjects in `studio`, 3 in
 `handheld`, 10 expressions each, a third with beard or glasses. They are registered with the ICT template, with the same
@@ -25,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import trimesh
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
@@ -32,7 +34,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.registration_cases import cut_away, nricp_row, pose_row, turned_head
+from benchmarks.registration_cases import cut_away, nricp_row, own_row, pose_row, turned_head
 from benchmarks.truth import FACE_VERTICES, SKIN, Surface, Truth, load_truth, rigid_motion
 from pipeline.capture import IngestConfig, read_capture
 from pipeline.clean import clean_scan
@@ -66,6 +68,9 @@ PARTS = (
     "registration_figures", "scan_labels", "search_model", "shape_modes", "smoothness", "surface",
 )  # fmt: skip
 """Modules of ``registration`` that rows depend on."""
+SEARCH_PARTS = ("alignment", "pose_search", "search_model", "shape_modes")
+"""Those that the search for the head depends on."""
+ROWS = ("table", "nobasis", "procedural", "cut", "poses", "pairs")
 
 
 @dataclass(frozen=True)
@@ -94,9 +99,9 @@ def kept(path: Path, make: Callable[[], Any]) -> Any:
     return json.loads(path.read_text())
 
 
-def digest_of(*told: object) -> str:
+def digest_of(*told: object, parts: tuple[str, ...] = PARTS) -> str:
     """A name for what depends on this and on the registration's code."""
-    code = "".join((ROOT / "registration" / f"{name}.py").read_text() for name in PARTS)
+    code = "".join((ROOT / "registration" / f"{name}.py").read_text() for name in parts)
     config = RegisterConfig().model_dump_json() + RegisterThresholds().model_dump_json()
     return hashlib.sha256(repr((told, code, config, REGISTER_VERSION, CLEAN_VERSION)).encode()).hexdigest()[:20]
 
@@ -247,7 +252,8 @@ def poses_hit(root: Path, subjects: int, template: Template, count: int, told: a
 
     for i in range(count):
         key = f"{i % min(subjects, 4) + 1:03d}/{EXPRESSIONS[0]}"
-        path = told.work / "registration_rows" / "poses" / f"{i:03d}-{digest_of(root.name, key, template.name)}.json"
+        digest = digest_of(root.name, key, template.name, parts=SEARCH_PARTS)
+        path = told.work / "registration_rows" / "poses" / f"{i:03d}-{digest}.json"
         row = kept(path, lambda key=key, i=i: pose_row(turned_head(*head_of(key), i), template, i))
         hit += bool(row["hit"])
         if not row["hit"]:
@@ -256,10 +262,14 @@ def poses_hit(root: Path, subjects: int, template: Template, count: int, told: a
 
 
 def side_by_side(template: Template, bare: Template, count: int, told: argparse.Namespace) -> dict[str, float]:
-    """Ours over trimesh's two: speeds as theirs over ours, errors as ours over the better of theirs."""
+    """Ours over trimesh's two: speeds as theirs over ours, errors as ours over the better of theirs.
+
+    Seconds are the processor's, for rows that are kept need not be of one run.
+    """
     folder = told.work / "registration_rows" / "pairs"
     rows = [
-        kept(folder / f"{i}-{digest_of(template.name)}.json", lambda i=i: nricp_row(template, bare, i))
+        kept(folder / f"{i}-{trimesh.__version__}.json", lambda i=i: nricp_row(template, i))
+        | kept(folder / f"{i}-{digest_of(template.name)}.json", lambda i=i: own_row(template, bare, i))
         for i in range(count)
     ]
     middle = {name: float(np.median([row[name] for row in rows])) for name in rows[0]}
@@ -284,6 +294,7 @@ def main() -> None:
     ask.add_argument("--json", type=Path)
     ask.add_argument("--work", type=Path, default=ROOT / "build" / "benchmarks")
     ask.add_argument("--profiles", default="studio,handheld")
+    ask.add_argument("--rows", default=",".join(ROWS), help="which of them, by commas")
     ask.add_argument("--subjects", type=int, help="of each profile, at most; all by default")
     ask.add_argument("--expressions", help="instead of all ten, by commas; the canonical one first")
     ask.add_argument("--poses", type=int, default=0, help="turned heads; 200 by default, 12 with --quick")
@@ -292,7 +303,13 @@ def main() -> None:
     template = import_ict(SHARED / "heads" / "ict_heads.npz")
     nothing = np.zeros((0, len(template.mesh.vertices), 3), np.float32)
     bare = replace(template, name="bare", identity_basis=nothing, expression_basis=nothing, expression_names=())
-    runs = (Run("", template), Run("nobasis_", bare), Run("procedural_", head_template()), Run("cut_", template, True))
+    wanted = told.rows.split(",")
+    runs = {
+        "table": Run("", template),
+        "nobasis": Run("nobasis_", bare),
+        "procedural": Run("procedural_", head_template()),
+        "cut": Run("cut_", template, True),
+    }
     expressions = QUICK if told.quick else EXPRESSIONS
     expressions = tuple(told.expressions.split(",")) if told.expressions else expressions
     figures: dict[str, float] = {}
@@ -301,7 +318,7 @@ def main() -> None:
     for profile in ("studio",) if told.quick else tuple(told.profiles.split(",")):
         subjects = 1 if told.quick else min(told.subjects or SUBJECTS[profile], SUBJECTS[profile])
         root = captures(told.work, profile, subjects, expressions)
-        for run in runs:
+        for run in (run for name, run in runs.items() if name in wanted):
             rows: list[dict] = []
             for s in range(1, subjects + 1):
                 rows += rows_of_subject(root, f"{s:03d}", expressions, run, told)
@@ -317,11 +334,12 @@ def main() -> None:
                 first = [row["seconds"] for row in done if row["expression"] == EXPRESSIONS[0]]
                 later = [row["seconds"] for row in done if row["expression"] != EXPRESSIONS[0]]
                 figures |= {"seconds_canonical": float(np.mean(first)), "seconds_expression": float(np.mean(later))}
-        if profile == "studio":
+        if profile == "studio" and "poses" in wanted:
             count = told.poses or (12 if told.quick else POSES)
             figures[f"poses_hit_of_{count}"] = poses_hit(root, subjects, template, count, told)
     figures["false_accepts"] = false_accepts(all_rows)
-    figures |= side_by_side(template, bare, 1 if told.quick else PAIRS, told)
+    if "pairs" in wanted:
+        figures |= side_by_side(template, bare, 1 if told.quick else PAIRS, told)
     figures["peak_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     for name, value in figures.items():
         if not name.endswith("_mm") and not name.endswith("_share"):

@@ -82,34 +82,41 @@ def pose_row(head: TurnedHead, template: Template, index: int) -> dict[str, floa
     }
 
 
-def nricp_row(template: Template, bare: Template, index: int) -> dict[str, float]:
-    """Ours without modes beside trimesh's two, on a clean mesh of another person drawn from the template's own modes.
-
-    Theirs get 20 exact landmarks and the pose; ours gets neither.
-    """
-    rng = np.random.default_rng([9, index])
-    faces = template.mesh.faces
+def _pair(template: Template, index: int) -> Mesh:
+    """A clean mesh of another person, drawn from the template's own modes."""
     modes = template.identity_basis
-    true = template.mesh.vertices + np.tensordot(rng.normal(size=len(modes)), modes, 1)
-    target = Mesh.of(true, faces)
+    draw = np.random.default_rng([9, index]).normal(size=len(modes))
+    return Mesh.of(template.mesh.vertices + np.tensordot(draw, modes, 1), template.mesh.faces)
+
+
+def _measured(name: str, seconds: float, vertices: NDArray[np.floating], target: Mesh) -> dict[str, float]:
+    face = np.asarray(vertices, np.float64)[:FACE_VERTICES]
+    return {
+        f"{name}_seconds": seconds,
+        f"{name}_distance_mm": float(Surface(target).closest(face)[0].mean()),
+        f"{name}_vertex_mm": float(np.linalg.norm(face - target.vertices[:FACE_VERTICES], axis=1).mean()),
+    }
+
+
+def nricp_row(template: Template, index: int) -> dict[str, float]:
+    """Trimesh's two on a clean pair. They get 20 exact landmarks and the pose."""
+    target = _pair(template, index)
     marks = template.landmarks[np.linspace(0, 67, NRICP_LANDMARKS).round().astype(int)]
-    source = trimesh.Trimesh(template.mesh.vertices, faces, process=False)
-    goal = trimesh.Trimesh(target.vertices, faces, process=False)
+    source = trimesh.Trimesh(template.mesh.vertices, template.mesh.faces, process=False)
+    goal = trimesh.Trimesh(target.vertices, template.mesh.faces, process=False)
     row: dict[str, float] = {}
-
-    def measured(name: str, seconds: float, vertices: NDArray[np.floating]) -> None:
-        face = np.asarray(vertices, np.float64)[:FACE_VERTICES]
-        row[f"{name}_seconds"] = seconds
-        row[f"{name}_distance_mm"] = float(Surface(target).closest(face)[0].mean())
-        row[f"{name}_vertex_mm"] = float(np.linalg.norm(face - true[:FACE_VERTICES], axis=1).mean())
-
     for name in ("amberg", "sumner"):
         run = getattr(trimesh.registration, f"nricp_{name}")
-        start = time.perf_counter()
+        start = time.process_time()
         with contextlib.redirect_stdout(io.StringIO()):
             vertices = run(source, goal, source_landmarks=marks, target_positions=target.vertices[marks])
-        measured(name, time.perf_counter() - start, vertices)
-    start = time.perf_counter()
-    found = register_canonical(target, bare, threads=0)
-    measured("ours", time.perf_counter() - start, registration_in_world(found))
+        row |= _measured(name, time.process_time() - start, vertices, target)
     return row
+
+
+def own_row(template: Template, bare: Template, index: int) -> dict[str, float]:
+    """Ours on the same pair, without modes, landmarks and pose."""
+    target = _pair(template, index)
+    start = time.process_time()
+    found = register_canonical(target, bare, threads=0)
+    return _measured("ours", time.process_time() - start, registration_in_world(found), target)
