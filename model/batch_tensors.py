@@ -14,6 +14,15 @@ from model.losses import IdentitySamplesBatch
 from model.units import to_units
 
 
+def page_locked(batch: Mapping[str, NDArray]) -> dict[str, NDArray]:
+    """A copy of a batch in page-locked memory, which a GPU fetches by itself while the processor goes on.
+
+    Raises:
+        RuntimeError: there is no GPU.
+    """
+    return {name: torch.from_numpy(array).pin_memory().numpy() for name, array in batch.items()}
+
+
 @dataclass(frozen=True)
 class BatchTensors:
     """How batches become tensors.
@@ -57,8 +66,8 @@ class BatchTensors:
         return DeformationSamplesBatch(*pairs, samples)
 
     def tensor(self, array: NDArray) -> Tensor:
-        """An array as it is."""
-        return torch.as_tensor(array).to(self.device)
+        """An array as it is. From page-locked memory it is on its way when this returns, see ``page_locked``."""
+        return torch.as_tensor(array).to(self.device, non_blocking=True)
 
     def lengths(self, array_mm: NDArray) -> Tensor:
         """An array in mm, in model units."""

@@ -252,16 +252,22 @@ class ColorBatches(_Batches):
         subjects: the place of each among the subjects' codes.
         count: P, points a subject and batch.
         batch: B, subjects a batch.
-        seed: of every draw.
+        seed, prepare: as in ``IdentityBatches``.
 
     Raises:
         ConfigError: no subject, or one without coloured samples.
     """
 
     def __init__(
-        self, sources: Sequence[ScanSource], subjects: Sequence[int], count: int = 1000, batch: int = 8, seed: int = 0
+        self,
+        sources: Sequence[ScanSource],
+        subjects: Sequence[int],
+        count: int = 1000,
+        batch: int = 8,
+        seed: int = 0,
+        prepare: Prepare | None = None,
     ) -> None:
-        super().__init__(sources, {"color": count}, batch, seed)
+        super().__init__(sources, {"color": count}, batch, seed, prepare=prepare)
         self._subjects = np.asarray(subjects, np.int64)
 
     def _labelled(self, scans: NDArray[np.int64]) -> Batch:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.batches import ColorBatches, DeformationBatches, IdentityBatches, IdentityCounts
+from pipeline.batches import ColorBatches, DeformationBatches, IdentityBatches, IdentityCounts, Prepare
 from pipeline.row_decoding import decode_rows
 from pipeline.sample_sources import SampleSources
 from pipeline.scan_rows import ScanSource
@@ -112,28 +112,36 @@ def is_for_validation(subject: str, share: float) -> bool:
     return int(digest_json(["validation", subject])[:8], 16) < share * 16**8
 
 
-def identity_batches(config: TrainConfig, scans: TrainingScans, seed: int) -> IdentityBatches:
+def identity_batches(
+    config: TrainConfig, scans: TrainingScans, seed: int, prepare: Prepare | None = None
+) -> IdentityBatches:
     """Batches for the identity field as a config asks for them."""
     counts = IdentityCounts(config.surface_points, config.near_points, config.space_points)
     lines = min(config.subjects_per_step, len(scans.subjects))
-    return IdentityBatches(scans.subject_sources, counts, lines, seed=seed)
+    return IdentityBatches(scans.subject_sources, counts, lines, seed=seed, prepare=prepare)
 
 
-def deformation_batches(config: TrainConfig, scans: TrainingScans, seed: int) -> DeformationBatches:
+def deformation_batches(
+    config: TrainConfig, scans: TrainingScans, seed: int, prepare: Prepare | None = None
+) -> DeformationBatches:
     """Batches for the deformation field as a config asks for them."""
     posed = IdentityCounts(config.posed_surface_points, config.posed_near_points, 0)
     lines = min(config.scans_per_step, len(scans.scans))
     subjects = scans.subject_of_scan()
-    return DeformationBatches(scans.scan_sources, subjects, config.pair_points, lines, seed=seed, posed=posed)
+    sources, count = scans.scan_sources, config.pair_points
+    return DeformationBatches(sources, subjects, count, lines, seed=seed, prepare=prepare, posed=posed)
 
 
-def color_batches(config: TrainConfig, scans: TrainingScans, seed: int) -> ColorBatches | None:
+def color_batches(
+    config: TrainConfig, scans: TrainingScans, seed: int, prepare: Prepare | None = None
+) -> ColorBatches | None:
     """Batches for the colour field, of the subjects that have coloured samples; None without any."""
     colored = [place for place, source in enumerate(scans.subject_sources) if source.rows("color")]
     if not colored:
         return None
     lines = min(config.subjects_per_step, len(colored))
-    return ColorBatches([scans.subject_sources[place] for place in colored], colored, config.color_points, lines, seed)
+    sources = [scans.subject_sources[place] for place in colored]
+    return ColorBatches(sources, colored, config.color_points, lines, seed, prepare)
 
 
 class _Training:
@@ -166,6 +174,7 @@ class _Training:
 
     def run_together(self) -> Manifest | None:
         """Train; publish if this is the first process."""
+        from model.batch_tensors import page_locked
         from model.head_model import HeadModel
         from model.training import train
         from model.training_data import TrainingData
@@ -175,15 +184,18 @@ class _Training:
         parent = None if self.parent is None else self._model_of(self.parent)
         template = self.workspace.template()
         with ExitStack() as reading:
-            config = self.config
-            identity = reading.enter_context(identity_batches(config, scans, self.seed))
+            config, seed = self.config, self.seed
+            prepare = page_locked if self.device.startswith("cuda") else None
+            identity = reading.enter_context(identity_batches(config, scans, seed, prepare))
             validating = None
             if held_out.subjects:
-                validating = reading.enter_context(identity_batches(config, held_out, self.seed))
-            painting = None if config.training.field.color is None else color_batches(config, scans, self.seed + 2)
+                validating = reading.enter_context(identity_batches(config, held_out, seed, prepare))
+            painting = None
+            if config.training.field.color is not None:
+                painting = color_batches(config, scans, seed + 2, prepare)
             data = TrainingData(
                 identity,
-                reading.enter_context(deformation_batches(config, scans, self.seed + 1)),
+                reading.enter_context(deformation_batches(config, scans, seed + 1, prepare)),
                 len(scans.subjects),
                 len(scans.scans),
                 identity.anchors_mm.mean(0, dtype=np.float64) if parent is None else parent.mean_anchors_mm,
