@@ -259,7 +259,7 @@ def rows_taken(block: Mapping[str, NDArray], walk: Walk, count: int) -> NDArray[
 def measure_reading(bench: Bench) -> Row:
     """Batches of 32 subjects x 1,000 points, over a float32 memory map that hands out the same rows."""
     subjects, rows, points, batch = (32, 20_000, 1000, 32) if bench.quick else (64, 150_000, 1000, 32)
-    stored = simulated(bench, rows)
+    stored = {name: column for name, column in simulated(bench, rows).items() if name in (*SETS["surface"], "anchors")}
     store = LocalStore(bench.fresh("reading"))
     path = bench.folder / "reading.f32"
     plain = np.memmap(path, np.float32, "w+", shape=(subjects, rows, 8))
