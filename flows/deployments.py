@@ -189,7 +189,12 @@ def retrain(
 
 @flow(name="release", persist_result=False, on_failure=[tell_failure], on_crashed=[tell_failure])
 def release(
-    workspace: str, version: str = "", out: str = "", parts: Sequence[Part] = (), model: str | None = None
+    workspace: str,
+    version: str = "",
+    out: str = "",
+    parts: Sequence[Part] = (),
+    model: str | None = None,
+    wait_minutes: float = WAIT_MINUTES,
 ) -> dict[str, Any]:
     """Build a release of what may be given out.
 
@@ -199,14 +204,17 @@ def release(
         out: an empty folder or bucket; beside the workspace when left out.
         parts: what to put in; everything when left out.
         model: the model to put in; the promoted one when left out.
+        wait_minutes: how long to wait for a run of the workspace, whose results are not to change meanwhile.
 
     Returns:
         Version, place, digest of the manifest, scans, and how many were left out.
     """
     opened = open_workspace(workspace)
-    version = version or _next_version(opened)
-    out = out or f"{workspace.rstrip('/')}-releases/{version}"
-    built = build_release(opened, version, open_store(out), tuple(parts) or None, model)
+    run = runtime.flow_run.id or ""
+    with hold(opened.store, "run", "building a release", run=run, wait_seconds=60 * wait_minutes):
+        version = version or _next_version(opened)
+        out = out or f"{workspace.rstrip('/')}-releases/{version}"
+        built = build_release(opened, version, open_store(out), tuple(parts) or None, model)
     return {
         "version": version,
         "release": out,

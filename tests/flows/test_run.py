@@ -248,12 +248,20 @@ def uploads(session, monkeypatch) -> Iterator[dict[str, str]]:
 def test_the_deployments_load_and_run(scans, session, engine_home, server, uploads, tmp_path):
     code = """
 import sys
-from flows.deployments import ingest_session, process, retrain, watch
+from flows.deployments import ingest_session, process, release, retrain, watch
+from pipeline.opening import open_workspace
+from storage.errors import StorageConflict
+from storage.lock import hold
 functions = "tests.flows.small_retraining"
 print("INGESTED", ingest_session(sys.argv[1], sys.argv[2]))
 print("PROCESSED", process(sys.argv[1], 2, sys.argv[3])["steps"])
 print("RETRAINED", retrain(sys.argv[1], 2, sys.argv[3], functions=functions)["why"])
 print("FORCED", retrain(sys.argv[1], 2, sys.argv[3], True, functions))
+with hold(open_workspace(sys.argv[1]).store, "run", "a test"):
+    try:
+        release(sys.argv[1], wait_minutes=0)
+    except StorageConflict as error:
+        print("RELEASE", error)
 print("WATCHED", watch(sys.argv[1], "s3://uploads", sys.argv[4], then=""))
 print("AGAIN", watch(sys.argv[1], "s3://uploads", sys.argv[4], then=""))
 """
@@ -278,6 +286,8 @@ print("AGAIN", watch(sys.argv[1], "s3://uploads", sys.argv[4], then=""))
     with urllib.request.urlopen(request) as response:
         tagged = [run for run in json.load(response) if run["parameters"]["workspace"] == scans]
     assert len(tagged) == 2  # the run of the deployment, and its part that did the steps
+    assert "RELEASE " in said
+    assert "is in use (a test by process" in said[said.index("RELEASE ") :]
     watched = said[said.index("WATCHED") :].splitlines()
     assert watched[:2] == [f"WATCHED ['{tmp_path}/landing/today']", "AGAIN []"]
     assert (tmp_path / "landing/today/001/smile/scan.ply").read_bytes() == (session / "001/smile/scan.ply").read_bytes()
