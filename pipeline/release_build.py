@@ -94,49 +94,29 @@ def build_release(
     if parse_version(version) is None:
         raise ConfigError(one_line("is no version", repr(version), "", "write it as MAJOR.MINOR.PATCH, such as 1.2.0"))
     chosen, name = _choose(workspace, parts, model)
-    config = workspace.config.release
-    if f"{target.url}/".startswith(f"{workspace.url}/"):
-        remedy = "choose a place outside the workspace"
-        raise ConfigError(one_line("lies in the workspace", target.url, "a release is to leave it", remedy))
-    standing = _look_at_target(target, config.name, version)
-    names = Pseudonyms.of(workspace.store)
+    standing = _look_at_target(workspace, target, version)
     book = take_snapshot(workspace)
-    contents = gather(workspace, book, names, chosen, name)
+    contents = gather(workspace, book, Pseudonyms.of(workspace.store), chosen, name)
     _hold_sides(workspace, version, contents)
-    leaks = LeakCheck(book)
-    writer = _Writer(target, leaks, write=standing is None, tell=tell, total=len(contents.files) + 2)
+    writer = _Writer(target, LeakCheck(book), write=standing is None, tell=tell, total=len(contents.files) + 2)
     if standing is None:
-        target.put(UNFINISHED_PATH, unfinished_note(config.name, version))
-    files = writer.put_all(contents.files)
-    published = config.published or (contents.captured[-1] if contents.captured else "1970")
-    figures = model_figures(workspace, name) if name is not None else {}
-    sheet = write_datasheet(config, version, published, contents, figures)
-    files.append(writer.put(Content(DATASHEET_PATH, lambda: sheet)))
-    files.sort(key=lambda file: file.path)
-    metadata = describe_release(config, version, published, contents.scans, files)
-    files.append(writer.put(Content(CROISSANT_PATH, lambda: metadata)))
-    manifest = ReleaseManifest(
-        name=config.name,
-        version=version,
-        parts=contents.parts,
-        template_sha256=workspace.template_digest(),
-        model=contents.model,
-        made_by=contents.made_by,
-        files=tuple(sorted(files, key=lambda file: file.path)),
-    )
-    data = manifest.to_bytes()
-    _publish(target, standing, manifest, data)
+        target.put(UNFINISHED_PATH, unfinished_note(workspace.config.release.name, version))
+    manifest = _write_files(workspace, version, contents, name, writer)
+    if standing is not None and standing != manifest:
+        why = f"{version} stands there with other content"
+        raise ConfigError(one_line("a version never changes", target.url, why, "raise the version"))
     record = BuiltRelease(
-        name=config.name,
+        name=manifest.name,
         version=version,
         place=target.url,
-        manifest_sha256=digest_bytes(data),
+        manifest_sha256=digest_bytes(manifest.to_bytes()),
         parts=contents.parts,
         subjects=contents.splits.by_subject(),
         model_subjects=contents.model_subjects,
     )
     others = [built.place for built in list_built(workspace.store) if _clashes(built, record)]
-    workspace.store.put(record.path, record.to_bytes())
+    workspace.store.put(record.path, record.to_bytes())  # first: no release may be out of which nobody knows
+    _publish(target, manifest, write=standing is None)
     return BuildResult(
         manifest,
         record,
@@ -146,6 +126,30 @@ def build_release(
         standing is not None,
         contents.model_subjects_left_out,
         tuple(others),
+    )
+
+
+def _write_files(
+    workspace: Workspace, version: str, contents: ReleaseContents, model: str | None, writer: _Writer
+) -> ReleaseManifest:
+    """Write everything but the manifest, which is returned: data first, then the pages that describe them."""
+    config = workspace.config.release
+    files = writer.put_all(contents.files)
+    published = config.published or (contents.captured[-1] if contents.captured else "1970")
+    figures = model_figures(workspace, model) if model is not None else {}
+    sheet = write_datasheet(config, version, published, contents, figures)
+    files.append(writer.put(Content(DATASHEET_PATH, lambda: sheet)))
+    files.sort(key=lambda file: file.path)
+    metadata = describe_release(config, version, published, contents.scans, files)
+    files.append(writer.put(Content(CROISSANT_PATH, lambda: metadata)))
+    return ReleaseManifest(
+        name=config.name,
+        version=version,
+        parts=contents.parts,
+        template_sha256=workspace.template_digest(),
+        model=contents.model,
+        made_by=contents.made_by,
+        files=tuple(sorted(files, key=lambda file: file.path)),
     )
 
 
@@ -173,12 +177,16 @@ def _choose(workspace: Workspace, parts: Sequence[Part] | None, model: str | Non
     raise ConfigError(one_line("has no model to release", workspace.url, f"{model or 'model'}: {why}", remedy))
 
 
-def _look_at_target(target: Store, name: str, version: str) -> ReleaseManifest | None:
+def _look_at_target(workspace: Workspace, target: Store, version: str) -> ReleaseManifest | None:
     """The finished release that stands at the target, or None where one may be written.
 
     Raises:
-        ConfigError: something else stands there.
+        ConfigError: something else stands there, or the target lies in the workspace.
     """
+    if f"{target.url}/".startswith(f"{workspace.url}/"):
+        remedy = "choose a place outside the workspace"
+        raise ConfigError(one_line("lies in the workspace", target.url, "a release is to leave it", remedy))
+    name = workspace.config.release.name
     there = target.list()
     remedy = "choose an empty folder"
     if MANIFEST_PATH in there:
@@ -221,17 +229,14 @@ class _Writer:
         return found is not None and found.bytes == len(data) and self._target.get(path) == data
 
 
-def _publish(target: Store, standing: ReleaseManifest | None, manifest: ReleaseManifest, data: bytes) -> None:
-    """Put the manifest, which makes the release valid; or hold what stands there against it."""
-    if standing is not None and standing != manifest:
-        why = f"{manifest.version} stands there with other content"
-        raise ConfigError(one_line("a version never changes", target.url, why, "raise the version"))
-    kept = {file.path for file in manifest.files} | {MANIFEST_PATH, UNFINISHED_PATH}
-    if standing is None:
+def _publish(target: Store, manifest: ReleaseManifest, write: bool) -> None:
+    """Put the manifest, which makes the release valid, unless it stands; leave nothing that an earlier build left."""
+    if write:
+        kept = {file.path for file in manifest.files} | {MANIFEST_PATH, UNFINISHED_PATH}
         for stray in target.list():
             if stray not in kept:
                 target.delete(stray)
-        target.put(MANIFEST_PATH, data)
+        target.put(MANIFEST_PATH, manifest.to_bytes())
     target.delete(UNFINISHED_PATH)
 
 

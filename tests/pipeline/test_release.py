@@ -247,6 +247,8 @@ def test_a_killed_build_is_no_release_and_goes_on(finished, tmp_path):
             with pytest.raises(StorageConflict, match="is no release"):
                 open_release(folder)
         assert writes == 0 or verify_release(LocalStore(folder)).faults
+        remembered = {record.place for record in list_built(finished.store)}
+        assert (str(folder) in remembered) == (writes >= len(whole))  # before it can be out
         LocalStore(folder).put("clean/stray/file.ply", b"of the killed build") if 0 < writes <= len(whole) else None
         build_release(finished, "1.0.0", LocalStore(folder))
         assert files(LocalStore(folder)) == whole
