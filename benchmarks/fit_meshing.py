@@ -16,14 +16,14 @@ from benchmarks.paper_head import paper_head
 from benchmarks.plain_field import PlainIdentity
 from benchmarks.timing import shown
 from model import HeadModel
-from model.meshing import extract
+from model.meshing import clip, extract
 from model.threads import fixed_threads
 from model.units import to_mm, to_units
 from registration.mesh import Mesh
 from registration.surface import SurfaceIndex
 
 RESOLUTION, QUICK_RESOLUTION = 256, 64
-PARTS = 8
+PARTS = 4
 PLAIN_POINTS = 8_192
 PLAIN_CHUNK = 512
 THREADS = 2
@@ -53,20 +53,20 @@ def _compare(head: HeadModel, subject: str, resolution: int, quick: bool) -> dic
     lattice = lattice_points(head, resolution)
     values = np.empty(lattice.count, np.float32)
     dense_seconds, sparse_seconds = 0.0, math.inf
-    sparse = extract(distance, *head.box_mm, resolution)
+    sparse = extract(distance, *head.box_mm, resolution, head.throat_plane)
     for part in np.array_split(np.arange(values.size), PARTS):
         start = time.perf_counter()
         values[part] = distance(lattice.at(part))
         dense_seconds += time.perf_counter() - start
         asked, start = 0, time.perf_counter()
-        sparse = extract(distance, *head.box_mm, resolution)
+        sparse = extract(distance, *head.box_mm, resolution, head.throat_plane)
         sparse_seconds = min(sparse_seconds, time.perf_counter() - start)
     start = time.perf_counter()
     vertices, faces, _, _ = marching_cubes(
         values.reshape(lattice.shape), 0.0, gradient_direction="descent", allow_degenerate=False
     )
+    dense = clip(Mesh.of(lattice.low + vertices * lattice.step, faces), head.throat_plane)
     dense_seconds += time.perf_counter() - start
-    dense = Mesh.of(lattice.low + vertices * lattice.step, faces)
     few = lattice.drawn(PLAIN_CHUNK if quick else PLAIN_POINTS)
     plain_seconds = plain_seconds_a_point(head, subject, few) * lattice.count
     return {

@@ -22,7 +22,7 @@ from model.config import FieldConfig
 from model.deformation_field import DeformationField
 from model.head_fields import HeadFields
 from model.identity_field import IdentityField
-from model.meshing import clip, extract
+from model.meshing import extract
 from model.networks import HeadNetworks
 from model.region_field import RegionField
 from model.trained_model import TrainedModel, WarmStart
@@ -302,7 +302,7 @@ class HeadModel:
         def distance_mm(points_mm: NDArray[np.float32]) -> NDArray[np.float32]:
             return np.asarray(to_mm(distance(to_units(self._tensor(points_mm)))).cpu().numpy())
 
-        return clip(extract(distance_mm, self.box_mm[0], self.box_mm[1], resolution), self.throat_plane)
+        return extract(distance_mm, self.box_mm[0], self.box_mm[1], resolution, self.throat_plane)
 
     def _distance(self, identity: NDArray[np.float32], expression: str | ArrayLike) -> Callable[[Tensor], Tensor]:
         """Distance to the canonical head, or to one that a backward deformation has posed."""

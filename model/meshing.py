@@ -21,19 +21,27 @@ _OUTSIDE = np.float32(1e-12)
 """What a lattice point on the surface counts as, so that all its cells take it for outside."""
 
 
-def extract(distance: Distance, low_mm: NDArray[np.floating], high_mm: NDArray[np.floating], resolution: int) -> Mesh:
-    """Mesh the zero level inside a box.
+def extract(
+    distance: Distance,
+    low_mm: NDArray[np.floating],
+    high_mm: NDArray[np.floating],
+    resolution: int,
+    plane: NDArray[np.floating] | None = None,
+) -> Mesh:
+    """Mesh the zero level inside a box, and on the positive side of a plane where there is one.
 
     Args:
         distance: the field; see ``model.sparse_lattice`` for how steep it may be.
         low_mm, high_mm: (3,) corners of the box; it is widened to whole coarse cells.
         resolution: cells along the longest edge.
+        plane: (4,) as in ``clip``.
 
     Returns:
-        Every piece of the surface within the box; open where it leaves the box. Faces are counter-clockwise seen from
-        the positive side.
+        Every piece of the surface within the box; open where it leaves the box, and cut along the plane. Faces are
+        counter-clockwise seen from the field's positive side.
     """
-    return mesh_crossings(find_crossings(distance, low_mm, high_mm, resolution))
+    mesh = mesh_crossings(find_crossings(distance, low_mm, high_mm, resolution, plane))
+    return mesh if plane is None else clip(mesh, plane)
 
 
 def mesh_crossings(crossings: Crossings, slab_points: int = _SLAB_POINTS) -> Mesh:

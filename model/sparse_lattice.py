@@ -3,11 +3,10 @@
 The lattice is refined by halves from a coarse one. Where a field's slope is at most L, a value f at one point says that
 it is at least |f| - L d at distance d. So a new point whose neighbours agree in sign, one of them being farther from
 the surface than its distance to the new point allows, is not evaluated: it keeps that sign and what is left of the
-bound, and passes both on to the next level. L is ``MARGIN`` times the steepest slope between evaluated points around,
-and at least ``MARGIN``, an exact distance having slope 1. A piece of the surface that the dense lattice holds, however
-small or thin, is missed only where the field is steeper than that between the surface and an evaluated point; and the
-sign of every point beside a known crossing is checked by its value, so that a surface once found is followed to its end
-even there.
+bound, and passes both on to the next level. L is the steepest slope between evaluated points around, an exact
+distance's 1 at least, and ``MARGIN`` more. A piece of the surface that the dense lattice holds, however small or thin,
+is missed only where the field is steeper than that between the surface and an evaluated point; and the sign of every
+point beside a known crossing is checked by its value, so that a surface once found is followed to its end even there.
 
 Below cells of ``BLOCK`` only the blocks that the surface may pass are kept. Each holds its own closed lattice; what two
 of them share is evaluated once.
@@ -25,8 +24,8 @@ from numpy.typing import NDArray
 Distance = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 """(N, 3) float32 head mm to (N,) float32 mm, negative inside."""
 
-MARGIN = 1.5
-"""How much steeper a field may be between lattice points than from one to the next."""
+MARGIN = 0.3
+"""How much steeper a field may be than it was seen to be around, mm a mm."""
 
 BLOCK = 8
 _COARSE_CELLS = 32
@@ -55,7 +54,11 @@ class Crossings:
 
 
 def find_crossings(
-    distance: Distance, low_mm: NDArray[np.floating], high_mm: NDArray[np.floating], resolution: int
+    distance: Distance,
+    low_mm: NDArray[np.floating],
+    high_mm: NDArray[np.floating],
+    resolution: int,
+    plane: NDArray[np.floating] | None = None,
 ) -> Crossings:
     """Find the unit cells of a box's lattice that a field's zero level passes.
 
@@ -63,18 +66,26 @@ def find_crossings(
         distance: the field.
         low_mm, high_mm: (3,) corners of the box; it is widened to whole coarse cells.
         resolution: cells along the longest edge.
+        plane: (4,); blocks wholly on its negative side (``plane[:3] @ x + plane[3] < 0``) are left out.
     """
     low = np.asarray(low_mm, np.float64)
     extent = np.asarray(high_mm, np.float64) - low
     step = float(extent.max()) / resolution
     size = 2 ** max(0, int(np.log2(resolution / _COARSE_CELLS)))
     cells = np.ceil(extent / step / size - 1e-9).astype(np.int64).clip(1) * size
-    return _Search(distance, low, step, cells).run(size)
+    return _Search(distance, low, step, cells, plane).run(size)
 
 
 class _Search:
-    def __init__(self, distance: Distance, low: NDArray[np.float64], step: float, cells: NDArray[np.int64]) -> None:
-        self.distance, self.low, self.step, self.cells = distance, low, step, cells
+    def __init__(
+        self,
+        distance: Distance,
+        low: NDArray[np.float64],
+        step: float,
+        cells: NDArray[np.int64],
+        plane: NDArray[np.floating] | None,
+    ) -> None:
+        self.distance, self.low, self.step, self.cells, self.plane = distance, low, step, cells, plane
         self._strides = np.array([(cells[1] + 1) * (cells[2] + 1), cells[2] + 1, 1])
 
     def run(self, size: int) -> Crossings:
@@ -92,11 +103,21 @@ class _Search:
         closed = (0, *[self.block + 1] * 3)
         none = np.zeros(closed, np.float32)
         self.blocks = _Patches(np.zeros((0, 3), np.int64), none, np.zeros(closed, bool), none, 1)
-        self._add(np.argwhere(self._may_pass()))
+        self.wanted = self._wanted()
+        self._add(np.argwhere(self.wanted & self._may_pass()))
         changed = np.arange(len(self.blocks.origin))
         while len(changed):
             changed = self._complete(changed)
         return self._crossings()
+
+    def _wanted(self) -> NDArray[np.bool_]:
+        """Which blocks have a corner on the plane's positive side."""
+        if self.plane is None:
+            return np.ones(self.slot.shape, bool)
+        place = np.stack(np.meshgrid(*(np.arange(n + 1) for n in self.slot.shape), indexing="ij"), -1) * self.block
+        height = (self.low + place * self.step) @ np.asarray(self.plane[:3], np.float64) + float(self.plane[3])
+        _, highest = _extremes(height[None], (1, 1, 1))
+        return np.asarray(highest[0] >= 0)
 
     def _may_pass(self) -> NDArray[np.bool_]:
         """Which coarse cells the surface may pass."""
@@ -104,7 +125,7 @@ class _Search:
         farthest = np.maximum(high, -low)[0]
         nearest = np.maximum(low, -high)[0]
         _, slope = _extremes(self.coarse.slope, (1, 1, 1))
-        reach = slope[0] * np.float32(MARGIN * self.step * self.block * np.sqrt(3))
+        reach = (slope[0] + MARGIN) * np.float32(self.step * self.block * np.sqrt(3))
         return (nearest <= 0) | ((farthest <= reach) & (nearest <= 0.5 * reach))
 
     def _refine(self, patches: _Patches) -> None:
@@ -170,7 +191,7 @@ class _Search:
             home[:, axis] += 2 * side - 1
             wanted.append(home[((home >= 0) & (home < self.slot.shape)).all(1)])
         home = np.unique(np.concatenate(wanted), axis=0)
-        home = home[self.slot[tuple(home.T)] < 0]
+        home = home[(self.slot[tuple(home.T)] < 0) & self.wanted[tuple(home.T)]]
         if not len(home):
             return np.zeros(0, np.int64)
         first = len(self.blocks.origin)
@@ -248,7 +269,8 @@ class _Patches:
             if not any(odd):
                 values[new], exact[new] = self.values, self.exact
                 continue
-            bound = np.maximum(high, -low) - slope[new] * np.float32(MARGIN * step * self.size * np.sqrt(sum(odd)))
+            reach = (slope[new] + MARGIN) * np.float32(step * self.size * np.sqrt(sum(odd)))
+            bound = np.maximum(high, -low) - reach
             told = (bound > 0) & ((low > 0) | (high < 0))
             values[new] = np.where(told, np.copysign(bound, low), np.nan)
         self.values, self.exact, self.slope = values, exact, slope
@@ -269,7 +291,7 @@ def _halves(axis: int) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
     return (slice(None),) * axis + (slice(-1),), (slice(None),) * axis + (slice(1, None),)
 
 
-def _extremes(values: NDArray[np.float32], along: tuple[int, ...]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def _extremes(values: NDArray, along: tuple[int, ...]) -> tuple[NDArray, NDArray]:
     """Least and largest of the neighbours along some axes, of lattices (n, a, b, c)."""
     low = high = values
     for axis, wanted in enumerate(along, 1):

@@ -7,11 +7,13 @@ from dataclasses import replace
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
 
 from model.carried_template import CarriedTemplate
-from model.head_fields import HeadFields
+from model.head_fields import BoundBackward, BoundForward, HeadFields
 from model.head_model import CANONICAL, HeadModel
-from model.units import to_mm, to_units
+from model.root_finding import safe_inverse
+from model.units import to_units
 from registration.mesh import Mesh
 
 _POINTS_AT_ONCE = 1 << 14
@@ -56,24 +58,34 @@ def _normals(
     canonical_mm: NDArray[np.float32] | None,
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Unit gradients (n, 3) of the distance at posed points, and where these lie in canonical space, mm."""
-    posed = to_units(torch.as_tensor(posed_mm).to(head.device))
     z_id = torch.as_tensor(head.identity_code(identity)).to(head.device)[None]
     if isinstance(expression, str) and expression == CANONICAL:
+        posed = to_units(torch.as_tensor(posed_mm).to(head.device))
         _, gradient = head.identity_field.sdf_and_gradient(head.identity_field.prepare(z_id), posed)
         return _unit(gradient), posed_mm
     z_ex = torch.as_tensor(head.expression_code(expression)).to(head.device)[None]
     bound = HeadFields(head.identity_field, head.deformation_field).bind(z_id, z_ex)
-    known = None if canonical_mm is None else to_units(torch.as_tensor(canonical_mm).to(head.device))
-    normals, places = [], []
-    for start in range(0, len(posed), _POINTS_AT_ONCE):
-        part = slice(start, start + _POINTS_AT_ONCE)
-        place = bound.canonical(posed[part]).place if known is None else known[part]
-        given = posed[part].clone().requires_grad_(True)
-        (gradient,) = torch.autograd.grad(bound.distance(given, place).sum(), given)
-        normals.append(_unit(gradient))
-        places.append(to_mm(place).cpu().numpy())
-    return np.concatenate([np.zeros((0, 3), np.float32), *normals]), np.concatenate([posed_mm[:0], *places])
+    if canonical_mm is None:
+        canonical_mm = head.unpose(posed_mm, identity, expression)
+    normals = [np.zeros((0, 3), np.float32)]
+    for start in range(0, len(posed_mm), _POINTS_AT_ONCE):
+        posed, canonical = (
+            to_units(torch.as_tensor(points[start : start + _POINTS_AT_ONCE]).to(head.device))
+            for points in (posed_mm, canonical_mm)
+        )
+        normals.append(_unit(_posed_gradient(bound, posed, canonical)))
+    return np.concatenate(normals), canonical_mm
 
 
-def _unit(gradient: torch.Tensor) -> NDArray[np.float32]:
+def _posed_gradient(bound: BoundForward | BoundBackward, posed: Tensor, canonical: Tensor) -> Tensor:
+    """Gradient (n, 3) of the distance in posed space; of a forward deformation by the inverse of its Jacobian."""
+    if isinstance(bound, BoundForward):
+        _, gradient = bound.identity.sdf_and_gradient(bound.prepared_identity, canonical)
+        return (safe_inverse(bound.jacobian(canonical)).transpose(1, 2) @ gradient[:, :, None])[:, :, 0]
+    given = posed.clone().requires_grad_(True)
+    (gradient,) = torch.autograd.grad(bound.distance(given, canonical).sum(), given)
+    return gradient
+
+
+def _unit(gradient: Tensor) -> NDArray[np.float32]:
     return np.asarray(torch.nn.functional.normalize(gradient, dim=1).cpu().numpy(), np.float32)

@@ -94,6 +94,22 @@ def test_surface_that_no_coarse_cell_sees_whole_is_followed() -> None:
     assert not boundary_vertices(mesh.faces, len(mesh.vertices)).any()
 
 
+def test_nothing_far_below_the_plane_is_asked_for() -> None:
+    lowest = []
+
+    def ball(points: NDArray[np.float32]) -> NDArray[np.float32]:
+        if len(lowest):  # after the coarse lattice
+            lowest.append(points[:, 1].min())
+        else:
+            lowest.append(np.inf)
+        return (np.linalg.norm(points, axis=1) - 70).astype(np.float32)
+
+    plane = np.array([0.0, 1.0, 0.0, 20.0])
+    whole = clip(extract(lambda p: (np.linalg.norm(p, axis=1) - 70).astype(np.float32), LOW, HIGH, 64), plane)
+    assert len(extract(ball, LOW, HIGH, 64, plane).faces) == len(whole.faces)
+    assert min(lowest) > -20 - 2 * 240 / 64 * 2
+
+
 def test_empty_box_gives_an_empty_mesh() -> None:
     assert len(extract(lambda p: np.ones(len(p), np.float32), LOW, HIGH, 32).faces) == 0
 
