@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -54,11 +55,14 @@ class Reply:
 
 def write_reply(reply: Reply, output: Output) -> None:
     """Print an answer on standard output."""
-    if output.json:
-        sys.stdout.write(json.dumps(reply.document, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
-    elif not output.quiet:
-        sys.stdout.writelines(line + "\n" for line in reply.lines)
-    sys.stdout.flush()
+    try:
+        if output.json:
+            sys.stdout.write(json.dumps(reply.document, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+        elif not output.quiet:
+            sys.stdout.writelines(line + "\n" for line in reply.lines)
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader, such as 'head', has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def write_error(line: str, output: Output, exit: Exit) -> None:

@@ -115,6 +115,14 @@ def test_a_full_disk_and_a_read_only_one_are_told_in_a_line(workspace, session, 
     assert told in said
 
 
+def test_a_reader_who_has_seen_enough_is_no_fault(tmp_path):
+    command = [sys.executable, "-m", "flows", "schema", "release"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=Path(__file__).parents[2])
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    assert process.wait() == 0
+
+
 def test_an_unforeseen_error_names_a_log_and_shows_no_traceback(nphm, tmp_path):
     broken = tmp_path / "sitecustomize.py"
     broken.write_text(
