@@ -688,7 +688,9 @@ MEASURED: Mapping[str, Callable[[Bench], Row]] = {
 def code_digest() -> str:
     """Of the code that the rows depend on."""
     files = [*(ROOT / "storage").glob("*.py"), *(ROOT / "pipeline").glob("*sampl*.py"), Path(__file__)]
-    files += [ROOT / "pipeline" / name for name in ("batches.py", "scan_rows.py", "train.py")]
+    files += [ROOT / "pipeline" / name for name in ("batches.py", "row_decoding.py", "scan_rows.py", "train.py")]
+    geometry = ("face_skin.py", "mesh.py", "motion_extension.py", "signed_distance.py", "surface.py")
+    files += [ROOT / "registration" / name for name in geometry]
     return hashlib.sha256(b"".join(path.read_bytes() for path in sorted(files))).hexdigest()[:16]
 
 
