@@ -362,6 +362,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("build/benchmarks"))
     parser.add_argument("--rows", default="speed,quality", help="of speed (or of its rows), quality, ablations")
     parser.add_argument("--ablations", action="store_true", help="the table of ablations alone")
+    parser.add_argument("--variants", default="", help="of the ablations, these alone")
     parser.add_argument("--train-minutes", type=float, help="of the paper-size weights, or of each ablation")
     parser.add_argument("--time-minutes", type=float, default=5.0, help="of the plain stage 2 in the row on its time")
     parser.add_argument("--workspace", help="take the samples of speed rows and ablations from this workspace")
@@ -379,7 +380,9 @@ def main() -> None:
     if "quality" in asked:
         figures |= shown(quality_rows(args.work, args.quick))
     if "ablations" in asked:
-        figures |= ablation_rows(args.work, args.quick, args.train_minutes, args.workspace, args.threads)
+        variants = [name for name in args.variants.split(",") if name]
+        told = args.work, args.quick, args.train_minutes, args.workspace, args.threads
+        figures |= ablation_rows(*told, variants)
     if args.json:
         args.json.write_text(json.dumps(figures, indent=1))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -15,8 +15,9 @@ from torch import Tensor
 from benchmarks.field_data import TrainingSet, kept, make_workspace, registered_pairs
 from benchmarks.field_training import train_for
 from model.blending import ActivePairs, Blending
+from model.config import TrainingConfig
 from model.identity_field import IdentityField
-from model.losses import flat
+from model.losses import clamped_distance_error, flat
 from model.trained_model import TrainedModel, new_model
 from model.training_figures import training_figures
 from model.units import to_mm, to_units
@@ -75,7 +76,12 @@ class Variant:
 
 
 def ablation_rows(
-    work: Path, quick: bool, minutes: float | None, url: str | None = None, threads: int = 2
+    work: Path,
+    quick: bool,
+    minutes: float | None,
+    url: str | None = None,
+    threads: int = 2,
+    variants: Sequence[str] = (),
 ) -> dict[str, float]:
     """Each variant trained equally long on the same samples: errors on further samples, a row each.
 
@@ -85,6 +91,7 @@ def ablation_rows(
         minutes: of training, of the processor.
         url: take the samples of this workspace.
         threads: of the training.
+        variants: these alone, in this order; all by default.
     """
     minutes = (QUICK_MINUTES if quick else MINUTES) if minutes is None else minutes
     if url is None:
@@ -94,8 +101,8 @@ def ablation_rows(
         workspace = open_workspace(url)
     data = TrainingSet.of(workspace)
     table: dict[str, float] = {}
-    for name, make in ABLATIONS.items():
-        variant = make(data)
+    for name in variants or ABLATIONS:
+        variant = ABLATIONS[name](data)
         if variant.config.posed_near_points and not all(one.rows("near") for one in data.scans.scan_sources):
             print(f"{name}: left out, this workspace's expressions have no distances", flush=True)
             continue
@@ -122,7 +129,7 @@ def _ablate(data: TrainingSet, variant: Variant, minutes: float, threads: int) -
     else:
         spent = [train_for(training, model, data, minutes)]
     figures = training_figures(model, replace(data.data, deformation=None))
-    row = {"steps": float(sum(one.steps for one in spent)), "space_median_mm": space_error_mm(model, data)}
+    row = {"steps": float(sum(one.steps for one in spent)), "space_mean_mm": space_error_mm(model, data)}
     row |= {name: figures[name] for name in figures if name.endswith("_mm")}
     if variant.motion is not None:
         pairs_of_vertices = registered_pairs(data)
@@ -133,14 +140,15 @@ def _ablate(data: TrainingSet, variant: Variant, minutes: float, threads: int) -
 
 @torch.no_grad()
 def space_error_mm(model: TrainedModel, data: TrainingSet) -> float:
-    """Median error of the distance at points of space, wherever they lie."""
+    """Mean error of the distance at points of space, both limited to what training limits them to."""
+    limit = TrainingConfig().distance_clamp_mm
     wrong = []
     for _ in range(_SPACE_BATCHES):
         batch = next(data.identity)
         prepared = model.identity.prepare(model.identity_codes.codes[torch.as_tensor(batch["subject"])])
         sdf = to_mm(model.identity.sdf(prepared, *flat(to_units(torch.as_tensor(batch["space"])))))
-        wrong.append(np.abs(sdf.numpy() - batch["space_sdf"].ravel()))
-    return float(np.median(np.concatenate(wrong)))
+        wrong.append(clamped_distance_error(sdf, torch.as_tensor(batch["space_sdf"]).ravel(), limit))
+    return float(torch.cat(wrong).mean())
 
 
 def _small(outside: Mapping[str, Any] | None = None, **training: Any) -> TrainConfig:
