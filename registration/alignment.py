@@ -31,6 +31,8 @@ SLIDES = ((-20.0, False), (-20.0, True), (14.0, False))
 mean settle slowly, along a valley that leads down the face. Things that are no heads end where they were."""
 SURE_SCORE = 0.75
 """A place that scores so much is the head's, and needs no such trial."""
+SECOND_CHANCES = 4
+"""So many of the first places are followed to the end where no other leads to a head: few modes may rank them low."""
 ACCEPT_SCORE = 0.52
 """Least score of a head.
 
@@ -166,7 +168,12 @@ def _align_scaled(
     area = 25.0 * float(curved.sum())
     if area < CURVED_LEAST_MM2:
         return _none(f"only {area / 100:.0f} cm^2 of the scan are curved as a head is", scale)
-    return _settle(correlate(scan.select(curved), model), scan, points, normals, model, scale)
+    places = correlate(scan.select(curved), model)
+    first = [Candidate(place.T, place.coefficients.copy()) for place in places[:SECOND_CHANCES]]
+    found = _settle(places, scan, points, normals, model, scale)
+    if found.accepted:
+        return found
+    return max(found, _settle(first, scan, points, normals, model, scale), key=lambda alignment: alignment.score)
 
 
 def _none(reason: str, scale: float) -> Alignment:
