@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pipeline.compared import linear_fitters, read_registration, registered_scans
 from pipeline.evaluate_config import EvaluateConfig
 from pipeline.keys import subject_of, take_of
-from registration.mesh import Mesh, mesh_from_ply
+from registration.mesh import mesh_from_ply
 from registration.pictures import to_png
 from registration.template import Template
 from storage.manifest import Manifest
 
 if TYPE_CHECKING:
-    from model.baselines import PcaHead
     from model.head_model import HeadModel
     from model.observation import HeadFitter
     from pipeline.evaluation import HeadScan
@@ -56,11 +56,11 @@ def run_evaluate(workspace: Workspace, key: str) -> Manifest:
     canonical = {s: c for s in head.subjects if (c := workspace.canonical_key(s)) is not None}
     outputs: dict[str, bytes] = {}
     held_out: list[dict[str, Any]] = []
-    registered = [k for k in _registered(workspace) if workspace.split(subject_of(k)) == "held_out"]
+    registered = [k for k in registered_scans(workspace) if workspace.split(subject_of(k)) == "held_out"]
     keys = _spread(registered, config.most_scans)
     total = len(keys) + len(canonical)
     nphm = NphmFitter(head, config.fit, config.resolution)
-    fitters: list[HeadFitter] = [nphm, _train_baseline(workspace, head, template, config)]
+    fitters: list[HeadFitter] = [nphm, *linear_fitters(workspace, head.subjects, template, config)]
     for number, scan_key in enumerate(keys):
         workspace.tell(number, total, f"fit to {scan_key}")
         result = evaluate_scan(
@@ -131,16 +131,6 @@ def load_model(workspace: Workspace, name: str) -> HeadModel:
     return HeadModel.from_files({file: workspace.read(manifest, file) for file in names}, where=f"models/{name}")
 
 
-def _registered(workspace: Workspace) -> list[str]:
-    """Keys of all scans that were cleaned and registered, sorted."""
-    accepted = []
-    for key in workspace.scans():
-        manifests = [workspace.manifest(step, key) for step in ("clean", "register")]
-        if all(manifest is not None and manifest.accepted for manifest in manifests):
-            accepted.append(key)
-    return accepted
-
-
 def _spread(keys: Sequence[str], most: int | None) -> list[str]:
     """At most so many of the keys, evenly spread over them in their order."""
     if most is None or len(keys) <= most:
@@ -148,36 +138,12 @@ def _spread(keys: Sequence[str], most: int | None) -> list[str]:
     return [keys[i] for i in np.linspace(0, len(keys) - 1, most).round().astype(int)]
 
 
-def _read_registration(workspace: Workspace, key: str) -> tuple[Mesh, dict[str, Any]]:
-    manifest = workspace.accepted("register", key)
-    mesh = mesh_from_ply(workspace.read(manifest, "mesh.ply"), f"registrations/{key}/mesh.ply")
-    return mesh, json.loads(workspace.read(manifest, "frame.json"))
-
-
 def read_scan(workspace: Workspace, key: str, template: Template) -> HeadScan:
     """A clean, registered scan as it is evaluated on, in the head frame."""
     from pipeline.evaluation import HeadScan
 
-    registration, frame = _read_registration(workspace, key)
+    registration, frame = read_registration(workspace, key)
     clean = mesh_from_ply(workspace.read(workspace.accepted("clean", key), "mesh.ply"), f"clean/{key}/mesh.ply")
     T_head_from_world = np.linalg.inv(np.array(frame["T_world_from_head"], np.float64))
     plane = np.array(frame["throat_plane"], np.float64)
     return HeadScan(key, clean.transformed(T_head_from_world), registration, template.face_mask, plane)
-
-
-def _train_baseline(workspace: Workspace, head: HeadModel, template: Template, config: EvaluateConfig) -> PcaHead:
-    """PCA of the same registrations that the model was trained on."""
-    from model.baselines import train_pca
-
-    canonical, offsets = [], []
-    trained = set(head.subjects)
-    vertices = {key: _read_registration(workspace, key)[0].vertices for key in _registered(workspace)}
-    for subject in head.subjects:
-        canonical_key = workspace.canonical_key(subject)
-        if canonical_key in vertices:
-            canonical.append(vertices[canonical_key])
-    for key, moved in vertices.items():
-        canonical_key = workspace.canonical_key(subject_of(key))
-        if subject_of(key) in trained and key != canonical_key and canonical_key in vertices:
-            offsets.append(moved - vertices[canonical_key])
-    return train_pca(canonical, offsets, template.mesh.faces, template.mirror, config.pca)

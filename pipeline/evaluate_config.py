@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -28,7 +28,14 @@ class EvaluateConfig(BaseModel):
         default=None, gt=0, description="held-out scans that are fitted at most, spread over subjects; all by default"
     )
     fit: FitConfig = FitConfig()
-    pca: PcaConfig = PcaConfig()
+    linear: tuple[Literal["pca", "bfm", "flame"], ...] = Field(
+        default=("pca",), description="linear heads to compare with, learnt from the model's own registrations"
+    )
+    flame_file: str | None = Field(
+        default=None, description="a FLAME model, a file in the workspace; flame is then it, else learnt like it"
+    )
+    flame_sha256: str = Field(default="", description="of that file; another one is refused")
+    pca: PcaConfig = Field(default=PcaConfig(), description="of all linear heads")
 
 
 class EvaluateThresholds(BaseModel):

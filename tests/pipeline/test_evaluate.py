@@ -22,6 +22,7 @@ from model.fit_config import FitConfig, PcaConfig
 from model.identity_field import IdentityField
 from model.observation import FittedHead, Observation
 from model.units import to_units
+from pipeline.compared import linear_fitters
 from pipeline.config import PipelineConfig, SplitShares
 from pipeline.evaluate import run_evaluate
 from pipeline.evaluate_config import STEP_VERSION, EvaluateConfig, EvaluateThresholds, judge_evaluate
@@ -31,6 +32,7 @@ from pipeline.stepspec import Need, StepSpec
 from pipeline.workspace import Workspace
 from registration.mesh import Mesh, mesh_to_ply
 from registration.template import REGIONS, Template
+from storage.errors import ConfigError
 from storage.store import LocalStore
 
 PLANE = np.array([0.0, 1.0, 0.0, 70.0])
@@ -276,3 +278,17 @@ def test_without_held_out_subjects_the_figures_say_so(tmp_path: Path) -> None:
     assert manifest.figures["held_out_scans"] == manifest.figures["held_out_subjects"] == 0
     assert manifest.figures["training_heads"] == 3
     assert manifest.figures["train_face_median_mm"] > 0
+
+
+def test_another_flame_file_than_the_settings_mean_is_refused(tmp_path: Path) -> None:
+    workspace = _workspace(tmp_path, held_out=("003",))
+    config = SMALL.model_copy(update={"linear": ("flame",), "flame_file": "flame.pkl", "flame_sha256": "0" * 64})
+    told = workspace, ("001", "002"), _template(), config
+    with pytest.raises(ConfigError, match="FLAME file is missing"):
+        linear_fitters(*told)
+    workspace.store.put("flame.pkl", b"something else")
+    with pytest.raises(ConfigError, match="is another FLAME file"):
+        linear_fitters(*told)
+    (learnt,) = linear_fitters(*told[:3], SMALL.model_copy(update={"linear": ("flame",)}))
+    assert learnt.name == "flame"
+    assert learnt.head.jaw is not None
