@@ -2,33 +2,26 @@
 
 from __future__ import annotations
 
-import json
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from pydantic import BaseModel, ConfigDict, Field
-from safetensors.numpy import save as encode_safetensors
 
 from model.fit_config import FitConfig
 from model.observation import Observation
-from registration.alignment import Alignment, align_head
-from registration.cloud_normals import estimate_normals
-from registration.mesh import Mesh, mesh_from_ply, mesh_to_ply, transform_points, vertex_normals
+from pipeline.fit_document import CODES_FILE, FitDocument, Residual, ScanDocument, rows_of
+from registration.alignment import Alignment
+from registration.mesh import Mesh, transform_points, vertex_normals
+from registration.point_search import search_points
 from registration.rendered_points import above_plane
 from registration.template import Template
-from storage.errors import ConfigError, ScanRejected, one_line
-from storage.obj import read_obj
+from storage.errors import ConfigError, one_line
 
 if TYPE_CHECKING:
     from model.head_model import HeadModel
-
-CODES_FILE = "codes.safetensors"
-_LIKELY_EXTENT_MM = 350.0
 
 
 class ScanFitConfig(BaseModel):
@@ -45,43 +38,6 @@ class ScanFitConfig(BaseModel):
     inlier_mm: float = Field(default=5.0, gt=0, description="verdict: a point nearer than this fits, mm")
     least_inlier_share: float = Field(default=0.6, ge=0, le=1, description="verdict: share of the points that must fit")
     least_points: int = Field(default=100, gt=0, description="verdict: points of the head that there must be")
-
-
-class Residual(BaseModel):
-    """Distances of a scan's points on the head to the fitted surface, mm."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    median: float
-    p95: float
-
-
-class ScanDocument(BaseModel):
-    """What ``fit.json`` says of one scan."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    unit_to_mm: float = Field(description="the scan's unit in mm, as found")
-    T_world_from_head: tuple[tuple[float, float, float, float], ...] = Field(
-        description="4x4 rigid, head frame in mm to the scan's world in mm"
-    )
-    residual_mm: Residual | None = Field(description="null where nothing could be fitted")
-    verdict: Literal["accepted", "rejected"]
-    reasons: tuple[str, ...] = ()
-    alignment_score: float = Field(description="0 to 1, agreement of the found face with the template")
-    points_used: int = 0
-    codes: str | None = Field(
-        default=None,
-        description="file with tensors identity and expression/NAME; null where nothing was fitted",
-    )
-
-
-class FitDocument(BaseModel):
-    """``fit.json``: the scans of one person by name."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    scans: dict[str, ScanDocument]
 
 
 @dataclass(frozen=True)
@@ -203,7 +159,7 @@ def fit_scans(
 
 
 def _find(cloud: Mesh, template: Template, config: ScanFitConfig, seed: int) -> _Found:
-    """Look for the head in each unit, the likeliest first, until one is accepted."""
+    """Thin a cloud and look for the head in it."""
     points = cloud.vertices.astype(np.float64)
     known = _normals(cloud)
     finite = np.isfinite(points).all(1)
@@ -212,17 +168,7 @@ def _find(cloud: Mesh, template: Template, config: ScanFitConfig, seed: int) -> 
         pick = np.sort(np.random.default_rng(seed).choice(pick, config.alignment_points, replace=False))
     points = points[pick]
     told = None if known is None else known[pick]
-    normals = estimate_normals(points) if told is None else told
-    extent = float(np.ptp(np.percentile(points, [1, 99], axis=0), axis=0).max()) if len(points) else 0.0
-    units = sorted(config.units_to_mm, key=lambda u: abs(np.log(max(extent * u, 1e-9) / _LIKELY_EXTENT_MM)))
-    tried: list[Alignment] = []
-    # where the outside is a guess, the other side is tried too
-    for sign in (1.0,) if told is not None else (1.0, -1.0):
-        for unit in units:
-            tried.append(align_head(points, sign * normals, template, seed, (unit,)))
-            if tried[-1].accepted:
-                return _Found(points, told, tried[-1])
-    return _Found(points, told, max(tried, key=lambda a: a.score))
+    return _Found(points, told, search_points(points, told, template, seed, config.units_to_mm))
 
 
 def _normals(cloud: Mesh) -> NDArray[np.float64] | None:
@@ -248,7 +194,7 @@ def _rejected(scan: _Found, config: ScanFitConfig) -> ScanDocument:
     too_few = f"fewer than {config.least_points} points on the head"
     return ScanDocument(
         unit_to_mm=scan.alignment.unit_to_mm,
-        T_world_from_head=_rows(scan.alignment.T_world_from_head),
+        T_world_from_head=rows_of(scan.alignment.T_world_from_head),
         residual_mm=None,
         verdict="rejected",
         reasons=(scan.alignment.reason or too_few,),
@@ -272,7 +218,7 @@ def _judge(
     median, p95 = (np.median(known), np.percentile(known, 95)) if len(known) else (0.0, 0.0)
     return ScanDocument(
         unit_to_mm=scan.alignment.unit_to_mm,
-        T_world_from_head=_rows(T_world_from_head),
+        T_world_from_head=rows_of(T_world_from_head),
         residual_mm=Residual(median=float(median), p95=float(p95)) if len(known) else None,
         verdict="rejected" if reasons else "accepted",
         reasons=tuple(reasons),
@@ -280,108 +226,3 @@ def _judge(
         points_used=len(residual_mm),
         codes=CODES_FILE,
     )
-
-
-def _rows(T: NDArray[np.float64]) -> tuple[tuple[float, float, float, float], ...]:
-    return tuple((float(a), float(b), float(c), float(d)) for a, b, c, d in T)
-
-
-def fit_files(
-    model: Path, scans: Sequence[Path], out: Path, config: ScanFitConfig | None = None, seed: int = 0
-) -> dict[str, Any]:
-    """Fit a model folder to files of one person and write the results into a folder.
-
-    Writes ``codes.safetensors`` (``identity``, ``expression/NAME``), for each scan with a fitted head ``NAME.ply``,
-    ``NAME.template.ply`` and ``NAME.landmarks.json`` in the scan's own frame and unit, and last ``fit.json``.
-
-    Args:
-        model: a model folder.
-        scans: PLY or OBJ files. A damaged one is rejected and the others go on.
-        out: folder of the results.
-
-    Returns:
-        What ``fit.json`` holds.
-
-    Raises:
-        ConfigError: the model folder is none, or two scans would have one name.
-    """
-    from model.head_model import HeadModel
-
-    head = HeadModel.load(model)
-    names = scan_names(scans)
-    read, damaged = {}, {}
-    for name, path in zip(names, scans, strict=True):
-        try:
-            read[name] = read_scan(path)
-        except ScanRejected as error:
-            damaged[name] = str(error)
-    fit = fit_scans(head, list(read.values()), list(read), config, seed) if read else Fit()
-    out.mkdir(parents=True, exist_ok=True)
-    document = FitDocument(
-        scans={
-            name: _unreadable(damaged[name]) if name in damaged else fit.scans_by_name[name].document for name in names
-        }
-    )
-    for name, scan in fit.scans_by_name.items():
-        for file, data in _files(name, scan).items():
-            (out / file).write_bytes(data)
-    if fit.identity is not None:
-        codes = {f"expression/{n}": s.expression for n, s in fit.scans_by_name.items() if s.expression is not None}
-        (out / CODES_FILE).write_bytes(encode_safetensors({"identity": fit.identity} | codes))
-    told = document.model_dump(mode="json")
-    (out / "fit.json").write_text(json.dumps(told, indent=1))
-    return told
-
-
-def _files(name: str, scan: FittedScan) -> dict[str, bytes]:
-    if scan.mesh is None or scan.template_mesh is None or scan.landmarks is None:
-        return {}
-    return {
-        f"{name}.ply": mesh_to_ply(scan.mesh),
-        f"{name}.template.ply": mesh_to_ply(scan.template_mesh),
-        f"{name}.landmarks.json": json.dumps(scan.landmarks.tolist()).encode(),
-    }
-
-
-def _unreadable(reason: str) -> ScanDocument:
-    return ScanDocument(
-        unit_to_mm=1.0,
-        T_world_from_head=_rows(np.eye(4)),
-        residual_mm=None,
-        verdict="rejected",
-        reasons=(reason,),
-        alignment_score=0.0,
-    )
-
-
-def scan_names(paths: Sequence[Path]) -> list[str]:
-    """A name for each file: its own without the ending, with its folder's before where several are called so.
-
-    Raises:
-        ConfigError: two files still have one name.
-    """
-    times = Counter(path.stem for path in paths)
-    names = [path.stem if times[path.stem] == 1 else f"{path.resolve().parent.name}_{path.stem}" for path in paths]
-    twice = [name for name, count in Counter(names).items() if count > 1]
-    if twice:
-        raise ConfigError(one_line("names two scans", twice[0], "same file and folder name", "rename one of them"))
-    return names
-
-
-def read_scan(path: Path) -> Mesh:
-    """Read a PLY or OBJ file, mesh or cloud.
-
-    Raises:
-        ScanRejected: it is missing, of another kind, damaged, or empty.
-    """
-    if not path.is_file():
-        raise ScanRejected(one_line("is missing", str(path), "no such file", "name a PLY or OBJ file"))
-    data = path.read_bytes()
-    if path.suffix.lower() == ".obj":
-        told = read_obj(data, str(path))
-        mesh = Mesh.of(told.vertices, told.triangles)
-    else:
-        mesh = mesh_from_ply(data, str(path))
-    if len(mesh.vertices) == 0:
-        raise ScanRejected(one_line("is empty", str(path), "no points", "export the scan again"))
-    return mesh

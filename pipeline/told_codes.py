@@ -14,7 +14,7 @@ from safetensors.numpy import load as decode_safetensors
 from model import HeadModel
 from model.code_draw import draw_expression, draw_identity
 from model.head_model import CANONICAL
-from pipeline.fit import CODES_FILE
+from pipeline.fit_document import CODES_FILE
 from storage.errors import ConfigError, one_line
 
 _MEAN, _RANDOM = "mean", "random"

@@ -164,7 +164,7 @@ def _align_scaled(
         told = _settle([Candidate(start, np.zeros(len(model.basis)))], scan, points, normals, model, scale)
         if told.accepted:
             return told
-    curved = _curved(scan)
+    curved = curved_points(scan)
     area = 25.0 * float(curved.sum())
     if area < CURVED_LEAST_MM2:
         return _none(f"only {area / 100:.0f} cm^2 of the scan are curved as a head is", scale)
@@ -180,7 +180,7 @@ def _none(reason: str, scale: float) -> Alignment:
     return Alignment(np.eye(4), 0.0, False, reason, scale, np.zeros(0))
 
 
-def _curved(scan: ThinScan) -> NDArray[np.bool_]:
+def curved_points(scan: ThinScan) -> NDArray[np.bool_]:
     """Mask of the points that may lie on a head: walls, boards and whatever is far larger than a head are too flat."""
     rough = ThinScan.of(scan.points, scan.normals, 20.0)
     near = rough.tree.query_ball_point(rough.points, CURVED_REACH_MM)

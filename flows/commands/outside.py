@@ -46,7 +46,7 @@ def fit(
         Of everything drawn.
     """
     from pipeline.drawn_mesh import find_model
-    from pipeline.fit import fit_files
+    from pipeline.fit_files import fit_files
 
     folder = find_model(model, workspace)
     with progress_for(output) as progress:

@@ -19,7 +19,7 @@ SCHEMAS = {
     "pipeline": "pipeline.config:PipelineConfig",
     "report": "storage.manifest:Manifest",
     "judgement": "storage.manifest:Judgement",
-    "fit": "pipeline.fit:FitDocument",
+    "fit": "pipeline.fit_document:FitDocument",
     "latest": "pipeline.models:Latest",
     "release": "pipeline.release_documents:ReleaseManifest",
     "release-scans": "pipeline.release_documents:ReleasedScans",

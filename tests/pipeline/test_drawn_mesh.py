@@ -19,7 +19,7 @@ from model.code_draw import draw_identity
 from model.sparse_lattice import find_crossings
 from model.surface_columns import with_columns
 from pipeline.drawn_mesh import meshes_between
-from pipeline.fit import CODES_FILE
+from pipeline.fit_document import CODES_FILE
 from pipeline.told_codes import expressions_of, identity_of
 from registration.mesh import mesh_from_ply, vertex_normals
 from registration.template import REGIONS

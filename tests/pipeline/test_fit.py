@@ -16,7 +16,9 @@ from model import HeadModel
 from model.config import DeformationConfig, FieldConfig, IdentityConfig, StageConfig, TrainingConfig
 from model.fit_config import FitConfig
 from model.training import TrainingData, train
-from pipeline.fit import CODES_FILE, FitDocument, ScanFitConfig, fit_files, fit_scans, read_scan, scan_names
+from pipeline.fit import ScanFitConfig, fit_scans
+from pipeline.fit_document import CODES_FILE, FitDocument
+from pipeline.fit_files import fit_files, read_scan, scan_names
 from registration.mesh import Mesh, mesh_from_ply, mesh_to_ply, sample_surface, transform_points
 from registration.procedural_head import draw_person, head_template
 from registration.register_head import throat_plane

@@ -1,0 +1,53 @@
+"""What ``fit.json`` says: the scans of one person as they were fitted."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+
+CODES_FILE = "codes.safetensors"
+
+
+def rows_of(T: NDArray[np.float64]) -> tuple[tuple[float, float, float, float], ...]:
+    """A 4x4 transform as the document holds it."""
+    return tuple((float(a), float(b), float(c), float(d)) for a, b, c, d in T)
+
+
+class Residual(BaseModel):
+    """Distances of a scan's points on the head to the fitted surface, mm."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    median: float
+    p95: float
+
+
+class ScanDocument(BaseModel):
+    """What ``fit.json`` says of one scan."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    unit_to_mm: float = Field(description="the scan's unit in mm, as found")
+    T_world_from_head: tuple[tuple[float, float, float, float], ...] = Field(
+        description="4x4 rigid, head frame in mm to the scan's world in mm"
+    )
+    residual_mm: Residual | None = Field(description="null where nothing could be fitted")
+    verdict: Literal["accepted", "rejected"]
+    reasons: tuple[str, ...] = ()
+    alignment_score: float = Field(description="0 to 1, agreement of the found face with the template")
+    points_used: int = 0
+    codes: str | None = Field(
+        default=None,
+        description="file with tensors identity and expression/NAME; null where nothing was fitted",
+    )
+
+
+class FitDocument(BaseModel):
+    """``fit.json``: the scans of one person by name."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    scans: dict[str, ScanDocument]
