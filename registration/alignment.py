@@ -33,10 +33,10 @@ SURE_SCORE = 0.75
 """A place that scores so much is the head's, and needs no such trial."""
 SECOND_CHANCES = 4
 """So many of the first places are followed to the end where no other leads to a head: few modes may rank them low."""
-ACCEPT_SCORE = 0.52
+ACCEPT_SCORE = 0.5
 """Least score of a head.
 
-With a template of many identity modes heads reach 0.58 to 0.95, and half heads 0.66; cones, blobs, an animal's head,
+With a template of many identity modes heads reach 0.53 to 0.95, and half heads 0.66; cones, blobs, an animal's head,
 torsos, backs and tops of heads stay at or below 0.38. With few modes (the procedural head's) strangers reach 0.58 to
 0.87, mouths wide open and single views among them; an animal's head, a bust without a face 0.47.
 """
