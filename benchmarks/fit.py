@@ -18,11 +18,13 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.fit_meshing import meshing_rows
+from benchmarks.fit_scans import scan_rows
 from benchmarks.fit_speed import speed_rows
 
 PARTS: dict[str, Callable[[Path, bool], dict[str, float]]] = {
     "meshing": meshing_rows,
     "speed": speed_rows,
+    "scans": scan_rows,
 }
 """Each is given the work folder and whether to be quick; it prints its figures as they come and returns them."""
 

@@ -20,6 +20,7 @@ from model.bound_fields import Fields
 from model.code_prior import CodePrior
 from model.fit_config import FitConfig
 from model.observation import Observation, small_rigid
+from model.posterior import Posterior
 from model.threads import fixed_threads
 from model.units import to_mm, to_units
 from registration.mesh import transform_points
@@ -39,6 +40,7 @@ class FittedCodes:
         canonical_mm: (n, 3) each: where the used points lie in canonical space, nan without a root.
         residual_mm: (n,) each: distance of the used points to the surface, nan without a root.
         cost: what was minimised, a step each.
+        posteriors: what each observation left unknown.
     """
 
     identity: NDArray[np.float32]
@@ -47,6 +49,7 @@ class FittedCodes:
     canonical_mm: tuple[NDArray[np.float64], ...]
     residual_mm: tuple[NDArray[np.float64], ...]
     cost: tuple[float, ...]
+    posteriors: tuple[Posterior, ...] = ()
 
 
 @dataclass
@@ -118,18 +121,21 @@ def _fit(
     identity = identity_prior.mean.copy()
     scales = np.geomspace(config.first_scale_mm, config.last_scale_mm, config.iterations)
     stiffness = np.geomspace(config.first_stiffness, 1.0, max(config.iterations * 2 // 3, 1))
-    costs = []
+    costs: list[float] = []
     for step, scale in enumerate(scales):
         soft = float(stiffness[min(step, len(stiffness) - 1)])
         linear = [_linearise(fields, identity, cloud, config) for cloud in clouds]
-        cost, identity_step, own_steps = _gauss_newton(
-            linear, clouds, identity, identity_prior, expression_prior, float(scale), soft, config
-        )
-        costs.append(cost)
+        equations = _equations(linear, clouds, identity, identity_prior, expression_prior, float(scale), soft, config)
+        identity_step, own_steps = _step(equations, identity_prior, expression_prior, config)
+        costs.append(equations.cost)
         identity = identity + identity_step
         for cloud, own in zip(clouds, own_steps, strict=True):
             cloud.expression = cloud.expression + own[:-_POSE]
             cloud.twist = cloud.twist + own[-_POSE:]
+    linear = [_linearise(fields, identity, cloud, config) for cloud in clouds]
+    equations = _equations(
+        linear, clouds, identity, identity_prior, expression_prior, config.last_scale_mm, 1.0, config
+    )
     residuals, places = [], []
     for cloud in clouds:
         residual, place = _residuals(fields, identity, cloud)
@@ -142,6 +148,7 @@ def _fit(
         tuple(places),
         tuple(residuals),
         tuple(costs),
+        equations.posteriors(),
     )
 
 
@@ -170,9 +177,10 @@ def _start(
             linear = _linearise(fields, identity, tried, config)
             linear.by_identity = linear.by_identity[:, :0]
             expression, twist = tried.expression, tried.twist
-            cost, _, (own,) = _gauss_newton(
+            equations = _equations(
                 [linear], [tried], nobody.mean, nobody, expression_prior, config.first_scale_mm, 1.0, config
             )
+            cost, (_, (own,)) = equations.cost, _step(equations, nobody, expression_prior, config)
             tried.expression, tried.twist = expression + own[:-_POSE], twist + own[-_POSE:]
         if cost < best:  # of the state before the last step
             best, cloud.expression, cloud.twist = cost, expression, twist
@@ -238,7 +246,35 @@ def _residuals(fields: Fields, identity: NDArray[np.float64], cloud: _Cloud) -> 
     return residual, place
 
 
-def _gauss_newton(
+@dataclass(frozen=True)
+class _Eliminated:
+    """What is left of one observation's own unknowns once they are expressed by the identity's."""
+
+    free: NDArray[np.bool_]
+    square: NDArray[np.float64]
+    by_identity: NDArray[np.float64]
+    alone: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class _Equations:
+    """One step's normal equations, each observation's own unknowns eliminated: many cost no more than each alone."""
+
+    cost: float
+    A: NDArray[np.float64]
+    b: NDArray[np.float64]
+    eliminated: tuple[_Eliminated, ...]
+
+    def posteriors(self) -> tuple[Posterior, ...]:
+        """What is still unknown of each observation, by the curvature of the cost."""
+        identity = np.asarray(np.linalg.inv(self.A), np.float64)
+        own = [np.asarray(np.linalg.inv(e.square), np.float64) for e in self.eliminated]
+        return tuple(
+            Posterior(identity, inverse, e.by_identity, e.free) for inverse, e in zip(own, self.eliminated, strict=True)
+        )
+
+
+def _equations(
     linear: Sequence[_Linear],
     clouds: Sequence[_Cloud],
     identity: NDArray[np.float64],
@@ -247,12 +283,8 @@ def _gauss_newton(
     scale_mm: float,
     stiffness: float,
     config: FitConfig,
-) -> tuple[float, NDArray[np.float64], list[NDArray[np.float64]]]:
-    """One step, each observation's own unknowns eliminated first: many observations cost no more than each alone.
-
-    Returns:
-        The cost before the step, the identity's step, and each observation's (expression, then twist).
-    """
+) -> _Equations:
+    """The cost here, and its Gauss-Newton approximation."""
     E = len(expression_prior.mean)
     spread = np.concatenate([np.full(3, np.radians(config.rotation_deg)), np.full(3, config.translation_mm)])
     free = np.concatenate([np.ones(E, bool), spread > 0])
@@ -279,18 +311,26 @@ def _gauss_newton(
         inverse_cross, inverse_g = np.linalg.solve(H, cross), np.linalg.solve(H, g)
         A = A + _gram(part.by_identity, weight) - cross.T @ inverse_cross
         b = b - part.by_identity.T @ (weight * part.residual) - cross.T @ inverse_g
-        eliminated.append((inverse_cross, inverse_g))
-    step = np.asarray(np.linalg.solve(A, b), np.float64)
+        eliminated.append(_Eliminated(free, H, inverse_cross, inverse_g))
+    return _Equations(cost, A, b, tuple(eliminated))
+
+
+def _step(
+    equations: _Equations, identity_prior: CodePrior, expression_prior: CodePrior, config: FitConfig
+) -> tuple[NDArray[np.float64], list[NDArray[np.float64]]]:
+    """The identity's step, and each observation's (expression, then twist)."""
+    step = np.asarray(np.linalg.solve(equations.A, equations.b), np.float64)
     own_steps = []
-    for inverse_cross, inverse_g in eliminated:
-        full = np.zeros(E + _POSE)
-        full[free] = inverse_g - inverse_cross @ step
+    for e in equations.eliminated:
+        full = np.zeros(len(e.free))
+        full[e.free] = e.alone - e.by_identity @ step
         own_steps.append(full)
+    E = len(expression_prior.mean)
     shrink = min(
         _within(step, identity_prior.precision, config.largest_step),
         *(_within(own[:E], expression_prior.precision, config.largest_step) for own in own_steps),
     )
-    return cost, shrink * step, [shrink * own for own in own_steps]
+    return shrink * step, [shrink * own for own in own_steps]
 
 
 def _gram(rows: NDArray[np.float64], weight: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -303,3 +343,27 @@ def _within(step: NDArray[np.float64], precision: NDArray[np.float64], largest: 
     """The share of a step that moves its codes by at most so many spreads, root mean square."""
     length = np.sqrt(max(float(step @ precision @ step), 0.0) / max(len(step), 1))
     return min(1.0, largest / length) if length > 0 else 1.0
+
+
+def surface_spread_mm(
+    fields: Fields, fitted: FittedCodes, place: int, points_head_mm: NDArray[np.floating]
+) -> NDArray[np.float64]:
+    """How far the surface may lie off along its normal (n,), one standard deviation, mm.
+
+    Args:
+        fields: those of the fit.
+        fitted: its result.
+        place: of the observation.
+        points_head_mm: (n, 3) on its fitted surface, posed, in the head frame.
+    """
+    z = _tensor(fitted.identity, fields.device)[None]
+    e = _tensor(fitted.expressions[place], fields.device)[None]
+    posed = to_units(_tensor(points_head_mm, fields.device))
+    with torch.no_grad():
+        canonical = fields.bind(z, e).canonical(posed).place
+    spread = []
+    for part in torch.arange(len(posed), device=fields.device).split(_POINTS_AT_ONCE):
+        _, by_z, by_e, normal = _derivatives(fields, z, e, canonical[part], posed[part])
+        turn = np.cross(points_head_mm[part.cpu().numpy()], normal)
+        spread.append(fitted.posteriors[place].spread(by_z, np.concatenate([by_e, turn, normal], 1)))
+    return np.concatenate(spread)

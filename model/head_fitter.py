@@ -6,9 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
+from numpy.typing import NDArray
+
 from model.code_prior import CodePrior, expression_prior, farthest_codes, identity_prior
 from model.fit_config import FitConfig
-from model.fitting import FittedCodes, fit_codes
+from model.fitting import FittedCodes, fit_codes, surface_spread_mm
 from model.head_fields import HeadFields
 from model.head_model import HeadModel
 from model.observation import FittedHead, Observation
@@ -40,11 +43,20 @@ class NphmFitter:
         identity = identity_prior(self.head.identity_codes, self.head.identity_field.layout)
         return identity, expression_prior(self.head.expression_codes)
 
+    @cached_property
+    def fields(self) -> HeadFields:
+        """Both fields, their codes yet to be given."""
+        return HeadFields(self.head.identity_field, self.head.deformation_field)
+
+    def spread_mm(self, fitted: FittedCodes, place: int, points_head_mm: NDArray[np.floating]) -> NDArray[np.float64]:
+        """How far the surface of one observation's head may lie off at places (n, 3) on it, one deviation (n,)."""
+        with fixed_threads(self.config.threads):
+            return surface_spread_mm(self.fields, fitted, place, points_head_mm)
+
     def codes(self, observations: Sequence[Observation], seed: int) -> FittedCodes:
         """Fit one identity code, and an expression code and a pose correction an observation."""
-        fields = HeadFields(self.head.identity_field, self.head.deformation_field)
         starts = farthest_codes(self.head.expression_codes, self.priors[1], self.config.starts)
-        return fit_codes(fields, *self.priors, observations, self.config, seed, starts)
+        return fit_codes(self.fields, *self.priors, observations, self.config, seed, starts)
 
     def fit(self, observations: Sequence[Observation], seed: int) -> tuple[FittedHead, ...]:
         """Fit, and mesh the head in each observation's expression."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from model.fit_config import FitConfig
 from model.observation import Observation
+from pipeline.fit_columns import FitColumns, carriers_of
 from pipeline.fit_document import CODES_FILE, FitDocument, Residual, ScanDocument, rows_of
 from registration.alignment import Alignment
 from registration.mesh import Mesh, transform_points, vertex_normals
@@ -47,8 +48,10 @@ class FittedScan:
     Attributes:
         document: what ``fit.json`` says.
         expression: (E,) code, or None where nothing could be fitted; likewise the others.
-        mesh: the complete head in the scan's own frame and unit.
-        template_mesh: the same in template topology.
+        mesh: the complete head in the scan's own frame and unit; its columns ``observed`` (1 where points of the scan
+            lie) and ``uncertainty_mm`` (one standard deviation along the normal, in mm whatever the unit) say what was
+            seen and how well the rest is known.
+        template_mesh: the same in template topology, with the same columns.
         landmarks: (68, 3) in the scan's own frame and unit.
     """
 
@@ -132,30 +135,35 @@ def fit_scans(
     done = {n: FittedScan(_rejected(f, config)) for n, f in found.items() if n not in observations}
     if not observations:
         return Fit({name: done[name] for name in names})
-    codes = NphmFitter(head, config.fit).codes(list(observations.values()), seed)
+    fitter = NphmFitter(head, config.fit)
+    codes = fitter.codes(list(observations.values()), seed)
     meshes = head.meshes(codes.identity, codes.expressions, config.resolution)
-    carried = CarriedTemplate.onto(head, codes.identity, seed).vertices_mm
-    for place, name in enumerate(observations):
-        scan, expression = found[name], codes.expressions[place]
-        T = scan.alignment.T_world_from_head @ codes.T_told_from_head[place]
-        document = _judge(scan, T, codes.residual_mm[place], config)
-
-        def to_scan(
-            posed_mm: NDArray[np.floating],
-            T: NDArray[np.float64] = T,
-            unit: float = scan.alignment.unit_to_mm,
-        ) -> NDArray[np.float64]:
-            return transform_points(T, posed_mm) / unit
-
-        template_vertices = to_scan(head.pose(carried.astype(np.float32), codes.identity, expression))
+    carried = CarriedTemplate.onto(head, codes.identity, seed).vertices_mm.astype(np.float32)
+    for place, (name, observation) in enumerate(observations.items()):
+        T_told_from_head = codes.T_told_from_head[place]
+        template_mm = head.pose(carried, codes.identity, codes.expressions[place]).astype(np.float64)
+        carriers = carriers_of(template_mm)
+        seen = transform_points(np.linalg.inv(T_told_from_head), observation.points_mm)
+        columns = FitColumns(seen, carriers, fitter.spread_mm(codes, place, carriers))
+        topology = Mesh.of(template_mm, head.template.mesh.faces)
+        T = found[name].alignment.T_world_from_head @ T_told_from_head
+        unit = found[name].alignment.unit_to_mm
+        posed = _in_scan(topology, columns, T, unit)
         done[name] = FittedScan(
-            document,
-            expression,
-            meshes[place].with_vertices(to_scan(meshes[place].vertices)),
-            Mesh.of(template_vertices, head.template.mesh.faces),
-            template_vertices[head.template.landmarks],
+            _judge(found[name], T, codes.residual_mm[place], config),
+            codes.expressions[place],
+            _in_scan(meshes[place], columns, T, unit),
+            posed,
+            posed.vertices[head.template.landmarks].astype(np.float64),
         )
     return Fit({name: done[name] for name in names}, codes.identity)
+
+
+def _in_scan(mesh: Mesh, columns: FitColumns, T_world_from_head: NDArray[np.float64], unit_to_mm: float) -> Mesh:
+    """A mesh of the head frame in the scan's own frame and unit, with what is known of its vertices."""
+    known = dict(mesh.attributes) | columns.of(mesh.vertices)
+    placed = transform_points(T_world_from_head, mesh.vertices) / unit_to_mm
+    return replace(mesh, attributes=known).with_vertices(placed)
 
 
 def _find(cloud: Mesh, template: Template, config: ScanFitConfig, seed: int) -> _Found:

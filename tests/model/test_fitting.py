@@ -9,8 +9,9 @@ from model.bound_fields import Places
 from model.code_prior import CodePrior, expression_prior, farthest_codes, identity_prior, mirrored_entries
 from model.codes import IdentityLayout
 from model.fit_config import FitConfig
-from model.fitting import FittedCodes, fit_codes
+from model.fitting import FittedCodes, fit_codes, surface_spread_mm
 from model.observation import Observation, small_rigid
+from model.posterior import Posterior
 from model.root_finding import find_canonical, implicit_canonical, posed_jacobian, safe_inverse
 from model.units import to_mm, to_units
 from registration.mesh import transform_points
@@ -177,3 +178,29 @@ def test_a_far_expression_is_found_from_its_neighbour() -> None:
         starts,
     )
     np.testing.assert_allclose(fitted.expressions[0], [6.0, 0.0], atol=0.5)
+
+
+def test_spread_is_small_where_points_are_and_grows_where_none_are() -> None:
+    points = cloud([0.8, -0.5, 0.6, 0.7], [1.2, -0.8])
+    nose, back = points[points[:, 2].argmax()][None], np.array([[0.0, 30.0, -95.0]])
+    front = fit(points[points[:, 1] > 0])  # the lower half, which the expression moves, was not seen
+    chin = points[points[:, 1].argmin()][None]
+    at = {name: surface_spread_mm(Ellipsoids(), front, 0, p)[0] for name, p in (("nose", nose), ("chin", chin))}
+    assert at["nose"] < CONFIG.noise_mm  # many points tell more than one
+    assert at["chin"] > 5 * at["nose"]
+    more = fit(points)
+    assert surface_spread_mm(Ellipsoids(), more, 0, chin)[0] < at["chin"]
+    assert np.isfinite(surface_spread_mm(Ellipsoids(), more, 0, back)).all()
+
+
+def test_posterior_is_the_inverse_of_the_whole_hessian() -> None:
+    rng = np.random.default_rng(0)
+    root = rng.normal(size=(7, 7))
+    hessian = root @ root.T + np.eye(7)
+    A, B, C = hessian[:4, :4], hessian[:4, 4:], hessian[4:, 4:]
+    by_identity = np.linalg.solve(C, B.T)
+    identity = np.linalg.inv(A - B @ by_identity)
+    posterior = Posterior(identity, np.linalg.inv(C), by_identity, np.ones(3, bool))
+    J = rng.normal(size=(5, 7))
+    slow = np.sqrt(np.diag(J @ np.linalg.inv(hessian) @ J.T))
+    np.testing.assert_allclose(posterior.spread(J[:, :4], J[:, 4:]), slow)

@@ -180,6 +180,10 @@ def test_one_view_in_metres_and_a_broken_file(head: HeadModel, tmp_path: Path) -
     fitted = mesh_from_ply((out / "view.template.ply").read_bytes())
     true = transform_points(T, _head(1).vertices) / 1000
     assert np.median(np.linalg.norm(fitted.vertices - true, axis=1)) < 0.012
+    complete = mesh_from_ply((out / "view.ply").read_bytes()).attributes
+    seen = complete["observed"] > 0
+    assert 0.1 < seen.mean() < 0.8
+    assert np.median(complete["uncertainty_mm"][~seen]) > np.median(complete["uncertainty_mm"][seen]) > 0
     assert np.array(json.loads((out / "view.landmarks.json").read_text())).shape == (68, 3)
 
 
