@@ -127,9 +127,42 @@ def bootstrap_interval(
         values_by_subject: one or more values a subject.
         share: of the draws' means that lies within.
     """
-    sums = np.array([np.sum(values) for values in values_by_subject.values()])
-    counts = np.array([len(values) for values in values_by_subject.values()])
-    draw = rng.integers(len(sums), size=(draws, len(sums)))
-    means = sums[draw].sum(1) / counts[draw].sum(1)
+    means = _redrawn_means(values_by_subject, _draws(len(values_by_subject), draws, rng))
     low, high = np.quantile(means, [(1 - share) / 2, (1 + share) / 2])
     return float(low), float(high)
+
+
+def ratio_interval(
+    ours: Mapping[str, Sequence[float]],
+    theirs: Mapping[str, Sequence[float]],
+    rng: np.random.Generator,
+    draws: int = 1000,
+    share: float = 0.95,
+) -> tuple[float, float]:
+    """Interval of the ratio of two methods' means over scans, the same subjects drawn anew for both.
+
+    Args:
+        ours, theirs: values by subject; both know the same subjects.
+        share: of the draws' ratios that lies within.
+
+    Raises:
+        ValueError: the subjects differ.
+    """
+    if set(ours) != set(theirs):
+        raise ValueError("the methods were measured on other subjects")
+    draw = _draws(len(ours), draws, rng)
+    ratios = _redrawn_means(ours, draw) / _redrawn_means({subject: theirs[subject] for subject in ours}, draw)
+    low, high = np.quantile(ratios, [(1 - share) / 2, (1 + share) / 2])
+    return float(low), float(high)
+
+
+def _draws(subjects: int, draws: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    """Which subjects (draws, subjects) each draw has, with replacement."""
+    return rng.integers(subjects, size=(draws, subjects))
+
+
+def _redrawn_means(values_by_subject: Mapping[str, Sequence[float]], draw: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Means over all scans of each draw's subjects."""
+    sums = np.array([np.sum(values) for values in values_by_subject.values()])
+    counts = np.array([len(values) for values in values_by_subject.values()])
+    return np.asarray(sums[draw].sum(1) / counts[draw].sum(1))

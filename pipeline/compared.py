@@ -6,6 +6,8 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from pipeline.keys import subject_of
 from registration.mesh import Mesh, mesh_from_ply
 from registration.template import Template
@@ -27,6 +29,14 @@ def registered_scans(workspace: Workspace) -> list[str]:
         if all(manifest is not None and manifest.accepted for manifest in manifests):
             accepted.append(key)
     return accepted
+
+
+def held_out_scans(workspace: Workspace, most: int | None) -> list[str]:
+    """Keys of the held-out subjects' registered scans; at most so many, evenly spread over them in their order."""
+    keys = [key for key in registered_scans(workspace) if workspace.split(subject_of(key)) == "held_out"]
+    if most is None or len(keys) <= most:
+        return keys
+    return [keys[i] for i in np.linspace(0, len(keys) - 1, most).round().astype(int)]
 
 
 def read_registration(workspace: Workspace, key: str) -> tuple[Mesh, dict[str, Any]]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.compared import linear_fitters, read_registration, registered_scans
+from pipeline.compared import held_out_scans, linear_fitters, read_registration
 from pipeline.evaluate_config import EvaluateConfig
 from pipeline.keys import subject_of, take_of
 from registration.mesh import mesh_from_ply
@@ -56,8 +56,7 @@ def run_evaluate(workspace: Workspace, key: str) -> Manifest:
     canonical = {s: c for s in head.subjects if (c := workspace.canonical_key(s)) is not None}
     outputs: dict[str, bytes] = {}
     held_out: list[dict[str, Any]] = []
-    registered = [k for k in registered_scans(workspace) if workspace.split(subject_of(k)) == "held_out"]
-    keys = _spread(registered, config.most_scans)
+    keys = held_out_scans(workspace, config.most_scans)
     total = len(keys) + len(canonical)
     nphm = NphmFitter(head, config.fit, config.resolution)
     fitters: list[HeadFitter] = [nphm, *linear_fitters(workspace, head.subjects, template, config)]
@@ -129,13 +128,6 @@ def load_model(workspace: Workspace, name: str) -> HeadModel:
     manifest = workspace.accepted("train", name)
     names = ("model.safetensors", "codes.safetensors", "config.json", "template.npz")
     return HeadModel.from_files({file: workspace.read(manifest, file) for file in names}, where=f"models/{name}")
-
-
-def _spread(keys: Sequence[str], most: int | None) -> list[str]:
-    """At most so many of the keys, evenly spread over them in their order."""
-    if most is None or len(keys) <= most:
-        return list(keys)
-    return [keys[i] for i in np.linspace(0, len(keys) - 1, most).round().astype(int)]
 
 
 def read_scan(workspace: Workspace, key: str, template: Template) -> HeadScan:

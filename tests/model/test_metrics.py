@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial import cKDTree
 
-from model.metrics import bootstrap_interval, compare_surfaces, f_score, in_region
+from model.metrics import bootstrap_interval, compare_surfaces, f_score, in_region, ratio_interval
 from registration.mesh import Mesh, sample_surface, vertex_normals
 from registration.rendered_points import RenderedPoints
 
@@ -89,3 +89,18 @@ def test_bootstrap_covers_the_mean_and_is_seeded() -> None:
     assert low < np.mean([v for row in values.values() for v in row]) < high
     assert (low, high) == bootstrap_interval(values, np.random.default_rng(1))
     assert bootstrap_interval({"one": [2.0]}, np.random.default_rng(0)) == (2.0, 2.0)
+
+
+def test_a_ratio_of_paired_methods_is_surer_than_either() -> None:
+    rng = np.random.default_rng(0)
+    hard = np.exp(rng.normal(size=12))  # people differ by far more than methods do
+    theirs = {str(i): [float(h), float(1.1 * h)] for i, h in enumerate(hard)}
+    ours = {subject: [0.5 * value for value in values] for subject, values in theirs.items()}
+    assert ratio_interval(ours, theirs, np.random.default_rng(1)) == pytest.approx((0.5, 0.5))
+    low, high = bootstrap_interval(theirs, np.random.default_rng(1))
+    assert high > 1.5 * low
+    noisy = {subject: [value * rng.uniform(0.8, 1.2) for value in values] for subject, values in ours.items()}
+    low, high = ratio_interval(noisy, theirs, np.random.default_rng(1))
+    assert 0.4 < low < 0.5 < high < 0.6
+    with pytest.raises(ValueError, match="other subjects"):
+        ratio_interval(ours, {"x": [1.0]}, np.random.default_rng(1))
