@@ -22,7 +22,9 @@ A = TypeVar("A")
 B = TypeVar("B")
 
 SMALLEST_NOISE_MM = 0.03
-"""Rounding of 16-bit depth to 0.1 mm has this spread."""
+"""No sensor is trusted beyond this."""
+ROUNDING_STRIDE = 7
+"""So many pixels from one to the next by which the step of the rounding is told."""
 
 WIDEST_FIT_PX = 7
 """The work grows with the square of the window's radius."""
@@ -121,15 +123,18 @@ def depth_noise_mm(depth_mm: NDArray[np.floating]) -> float:
         depth_mm: (h, w), 0 where there is no return.
 
     Returns:
-        A standard deviation in mm, robust against edges; at least that of the rounding.
+        A standard deviation in mm, robust against edges; at least that of the depth's own rounding.
     """
+    levels = np.unique(depth_mm[depth_mm > 0][::ROUNDING_STRIDE]).astype(np.float64)
+    rounding = float(np.median(np.diff(levels))) / np.sqrt(12.0) if len(levels) > 1 else 0.0
+    least = max(SMALLEST_NOISE_MM, rounding)
     width = max(0, depth_mm.shape[1] - 4)
     columns = [depth_mm[:, k:][:, :width] for k in range(5)]
     full = np.all([column > 0 for column in columns], axis=0)
     bend = sum(factor * column[full] for factor, column in zip((1, -4, 6, -4, 1), columns, strict=True))
     if np.size(bend) < 100:
-        return SMALLEST_NOISE_MM
-    return max(SMALLEST_NOISE_MM, float(1.4826 * np.median(np.abs(bend)) / np.sqrt(70.0)))
+        return least
+    return max(least, float(1.4826 * np.median(np.abs(bend)) / np.sqrt(70.0)))
 
 
 def fit_radius(noise_mm: float, pixel_mm: float) -> int:

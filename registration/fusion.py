@@ -9,6 +9,7 @@ result is the same whatever the number of threads.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import product
 
 import numba
 import numpy as np
@@ -134,14 +135,15 @@ def extract_surface(values: NDArray[np.float32], grid: Grid) -> Mesh:
     Cells with an unknown corner give nothing.
     """
     known = np.isfinite(values)
-    cell = known[:-1, :-1, :-1] & known[1:, :-1, :-1] & known[:-1, 1:, :-1] & known[:-1, :-1, 1:]
-    cell &= known[1:, 1:, :-1] & known[1:, :-1, 1:] & known[:-1, 1:, 1:] & known[1:, 1:, 1:]
     mask = np.zeros(values.shape, bool)
-    mask[1:, 1:, 1:] = cell
-    filled = np.where(known, values, np.float32(1.0))
-    if not (cell.any() and filled.min() < 0 < filled.max()):
+    cell = mask[1:, 1:, 1:]
+    cell[...] = known[1:, 1:, 1:]
+    low, high = slice(None, -1), slice(1, None)
+    for corner in product((low, high), repeat=3):
+        cell &= known[corner]
+    if not (cell.any() and np.nanmin(values) < 0 < np.nanmax(values)):
         return Mesh.of(np.zeros((0, 3)), np.zeros((0, 3)))
-    vertices, faces, _, _ = marching_cubes(filled, 0.0, mask=mask, gradient_direction="descent")
+    vertices, faces, _, _ = marching_cubes(values, 0.0, mask=mask, gradient_direction="descent")
     return Mesh.of(vertices * grid.voxel_mm, faces)
 
 

@@ -98,6 +98,14 @@ def test_measures_the_noise(noise):
     assert depth_noise_mm(depth) == pytest.approx(noise, rel=0.06)
 
 
+def test_coarsely_rounded_depth_counts_as_noise():
+    v, u = np.mgrid[:120, :160].astype(float)
+    depth = 600 + ((u - 80) ** 2 + (v - 60) ** 2) * 0.0015  # nearly frontal: most neighbours round to the same mm
+    assert depth_noise_mm(np.round(depth)) >= 0.28
+    fitted, _, _ = fit(np.round(depth), window_radii(4), noise=depth_noise_mm(np.round(depth)))
+    assert (fitted > 0).mean() > 0.97
+
+
 @pytest.mark.parametrize(("pixel_mm", "radius"), [(0.45, 6), (0.9, 3), (1.3, 2), (3.0, 2)])
 def test_the_window_is_as_wide_on_the_surface_whatever_the_resolution(pixel_mm, radius):
     assert fit_radius(0.1, pixel_mm) == radius

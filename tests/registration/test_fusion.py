@@ -3,7 +3,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from registration.depth import fit_views
-from registration.fusion import extract_surface, fuse, grid_for_box, robust_mean
+from registration.fusion import extract_surface, first_agreeing, fuse, grid_for_box, robust_mean
 from registration.mesh import boundary_vertices, face_normals, vertex_normals
 from registration.observation import observe
 from registration.watertight import complete
@@ -48,6 +48,13 @@ def test_vertices_know_their_views_and_spread():
 
 def test_threads_change_nothing():
     assert fused_sphere(0.2, 1)[1].tobytes() == fused_sphere(0.2, 2)[1].tobytes()
+
+
+def test_two_views_that_look_into_a_gap_are_known_from_a_stray_one():
+    rising = np.array([-1.9, -1.85, -1.8, -1.2, 1.0, 1.05])
+    assert first_agreeing(rising, 6, 0.3) == 4
+    assert first_agreeing(rising[:5], 5, 0.3) == 5
+    assert first_agreeing(np.array([-1.9, 0.6, 1.0]), 3, 0.3) == 3
 
 
 def test_the_closed_surface_has_no_edge_and_is_marked_where_it_guesses():
