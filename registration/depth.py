@@ -70,6 +70,8 @@ class FittedViews:
 
     def select(self, keep: Sequence[int]) -> FittedViews:
         """Keep some views, in the given order."""
+        if list(keep) == list(range(len(self.names))):
+            return self
         pixels = np.concatenate([np.arange(self.pixels(v).start, self.pixels(v).stop) for v in keep])
         layout = self.layout[list(keep)].copy()
         layout[:, 0] = np.concatenate([[0], np.cumsum(layout[:, 1] * layout[:, 2])[:-1]])
