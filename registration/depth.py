@@ -142,13 +142,13 @@ def depth_noise_mm(depth_mm: NDArray[np.floating]) -> float:
 def fit_radius(noise_mm: float, pixel_mm: float) -> int:
     """Window radius in pixels: as wide on the surface as the noise asks for, whatever the sensor's resolution."""
     if noise_mm < 0.05:
-        radius_mm = 1.8
+        radius_mm = 1.9
     elif noise_mm < 0.25:
-        radius_mm = 2.7
+        radius_mm = 2.9
     elif noise_mm < 0.8:
-        radius_mm = 3.6
+        radius_mm = 3.8
     else:
-        radius_mm = 4.5
+        radius_mm = 4.8
     return int(np.clip(round(radius_mm / pixel_mm), 2, WIDEST_FIT_PX))
 
 
