@@ -185,7 +185,10 @@ def _normals(cloud: Mesh) -> NDArray[np.float64] | None:
     if not {"nx", "ny", "nz"} <= set(cloud.attributes):
         return None
     told = np.stack([cloud.attributes[name] for name in ("nx", "ny", "nz")], 1).astype(np.float64)
-    return told / np.maximum(np.linalg.norm(told, axis=1, keepdims=True), 1e-12)
+    told[~np.isfinite(told).all(1)] = 0.0
+    length = np.linalg.norm(told, axis=1, keepdims=True)
+    # columns that some exporters write and never fill tell nothing
+    return told / np.maximum(length, 1e-12) if np.mean(length > 0) > 0.5 else None
 
 
 def _observe(name: str, scan: _Found, head: HeadModel, config: ScanFitConfig) -> Observation:

@@ -21,11 +21,12 @@ from scipy.spatial.transform import Rotation
 
 from registration.mesh import transform_points, vertex_normals
 from registration.shape_modes import expression_modes, identity_modes, people_modes
-from registration.template import Template
+from registration.template import REGIONS, Template
 
 FEW_MODES = 60
 """A template with fewer identity modes than this gets general smooth ones beside them."""
 EXPRESSION_MODES, IDENTITY_MODES = 10, 80
+COVERED_REGIONS = {"scalp": 0.1, "neck": 0.3}
 LATERAL_MM = 9.0
 """A point further than this sideways from every vertex lies beyond the template's edge."""
 RANKING_SCALE_MM = 4.0
@@ -44,12 +45,14 @@ class PointModel:
         vertices, normals: (n, 3) float64, head frame, mm.
         modes: (k, n, 3) float32, each of unit spread: expressions first.
         face: (n,) bool.
+        weights: (n,) how much points there count: hair hides the scalp, clothes the neck.
     """
 
     vertices: NDArray[np.float64]
     normals: NDArray[np.float64]
     modes: NDArray[np.float32]
     face: NDArray[np.bool_]
+    weights: NDArray[np.float64]
 
     @classmethod
     def of(cls, template: Template) -> PointModel:
@@ -60,12 +63,13 @@ class PointModel:
         modes = np.concatenate([expression_modes(template, EXPRESSION_MODES), identity]).astype(np.float32)
         mesh = template.mesh
         normals = vertex_normals(mesh.vertices, mesh.faces)
-        return cls(mesh.vertices.astype(np.float64), normals, modes, template.face_mask)
+        weights = np.array([COVERED_REGIONS.get(name, 1.0) for name in REGIONS])[template.regions]
+        return cls(mesh.vertices.astype(np.float64), normals, modes, template.face_mask, weights)
 
     def every(self, step: int) -> PointModel:
         """Every so manieth vertex of it."""
         modes = np.ascontiguousarray(self.modes[:, ::step])
-        return PointModel(self.vertices[::step], self.normals[::step], modes, self.face[::step])
+        return PointModel(self.vertices[::step], self.normals[::step], modes, self.face[::step], self.weights[::step])
 
     def shape(self, coefficients: NDArray[np.float64]) -> NDArray[np.float64]:
         """Vertices (n, 3) for the first modes' coefficients."""
@@ -126,7 +130,7 @@ def fit_points(
         if len(hit) < 20:
             break
         r, normal, at = distance[hit], model.normals[place[hit]], points[hit]
-        weight = (scale**2 / (scale**2 + r**2)) ** 2 / (noise_mm**2 + (0.3 * scale) ** 2)
+        weight = model.weights[place[hit]] * (scale**2 / (scale**2 + r**2)) ** 2 / (noise_mm**2 + (0.3 * scale) ** 2)
         centre = at.mean(0)
         bent = np.einsum("kmc,mc->mk", model.modes[:modes, place[hit]], normal.astype(np.float32))
         A = np.concatenate([np.cross(at - centre, normal), normal, -bent], 1)

@@ -39,6 +39,9 @@ LEAST_EVIDENCE = 0.78
 MOST_FACE_MM = 2.6
 """Four fifths of the points on the face lie nearer to it than this: 1.9 mm with 1.5 mm of noise, 3 mm and more on
 things that a bent face only resembles."""
+MOST_SPREADS = 0.85
+"""Root mean square of the shape's coefficients, in their spreads. Heads of one view stay at 0.2 to 0.7; a face bent
+onto a vase or a toy needs 0.9 and more."""
 LEAST_FACE_COVER = 0.3
 """Share of the face that must have been seen: from the side it is about a half."""
 
@@ -192,11 +195,14 @@ def _judged(fit: PointFit, points: NDArray[np.float64], model: PointModel, unit:
         there = transform_points(refit.T_world_from_head, model.shape(refit.coefficients)[model.face])
         seen = np.asarray(cKDTree(face).query(there)[0]) < reach
         cover = float(np.mean(seen))
+        spreads = float(np.sqrt(np.mean(refit.coefficients**2)))
         off = float(np.percentile(np.abs(refit.distance_mm[refit.on_face]), 80))
         if score < LEAST_EVIDENCE:
             reasons.append(f"the best place for a face explains {score:.0%} of the relief, {LEAST_EVIDENCE:.0%} needed")
         if off > MOST_FACE_MM:
             reasons.append(f"a fifth of its points lie {off:.1f} mm or more off a face, limit {MOST_FACE_MM:g} mm")
+        if spreads > MOST_SPREADS:
+            reasons.append(f"its face would be {spreads:.2f} spreads from people's mean, limit {MOST_SPREADS:g}")
         if cover < LEAST_FACE_COVER:
             reasons.append(f"{cover:.0%} of a face can be seen, {LEAST_FACE_COVER:.0%} needed")
     reason = f"no head found: {'; '.join(reasons)}" if reasons else ""

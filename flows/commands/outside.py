@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
@@ -24,6 +24,7 @@ def fit(
     *,
     out: Out,
     workspace: Where = ".",
+    unit: Literal["mm", "cm", "m"] | None = None,
     strict: Annotated[bool, Parameter(negative=())] = False,
     seed: int = 0,
     output: Output = PLAIN,
@@ -40,18 +41,23 @@ def fit(
         PLY or OBJ files, each one expression of the same person.
     out
         The folder for fit.json, meshes and landmarks.
+    unit
+        The scans' unit, where it is known; found by default.
     strict
         Exit with 1 if any scan was rejected.
     seed
         Of everything drawn.
     """
     from pipeline.drawn_mesh import find_model
+    from pipeline.fit import ScanFitConfig
     from pipeline.fit_files import fit_files
+    from pipeline.session import MM_PER_UNIT
 
     folder = find_model(model, workspace)
+    config = ScanFitConfig() if unit is None else ScanFitConfig(units_to_mm=(MM_PER_UNIT[unit],))
     with progress_for(output) as progress:
         progress.start("fit", len(scans))
-        document = fit_files(folder, scans, Path(out), seed=seed)
+        document = fit_files(folder, scans, Path(out), config, seed)
         progress.finish("fit")
     verdicts = {name: scan["verdict"] for name, scan in document["scans"].items()}
     rejected = [name for name, verdict in verdicts.items() if verdict != "accepted"]
