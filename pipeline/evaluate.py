@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -47,7 +47,7 @@ def run_evaluate(workspace: Workspace, key: str) -> Manifest:
     from model.head_fitter import NphmFitter  # torch: loaded by the steps that need it alone
     from pipeline.evaluation import evaluate_scan, evaluate_training_head, method_entry, summarise
     from pipeline.evaluation_pictures import scan_sheet, training_sheet
-    from pipeline.evaluation_tables import csv_table, markdown_table
+    from pipeline.evaluation_tables import csv_table, latex_table, markdown_table
 
     inputs = workspace.inputs("evaluate", key)
     config: EvaluateConfig = workspace.config.of_step("evaluate")  # type: ignore[assignment]
@@ -85,17 +85,24 @@ def run_evaluate(workspace: Workspace, key: str) -> Manifest:
         training.append({"key": scan_key, "picture": f"train_{number:03d}.png"} | method_entry(measured))
     rng = np.random.default_rng(workspace.seed("evaluate", key))
     methods = [fitter.name for fitter in fitters] if held_out else []
-    by_method = {name: [(entry["key"], entry["methods"][name]) for entry in held_out] for name in methods}
+
+    def summary(entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        by_method = {name: [(entry["key"], entry["methods"][name]) for entry in entries] for name in methods}
+        return {name: summarise(rows, ("face", "head"), rng) for name, rows in by_method.items()}
+
+    expressions = sorted({entry["expression"] for entry in held_out})
     evaluation: dict[str, Any] = {
         "model": key,
         "protocol": _SINGLE_VIEW.format(points=config.points, noise=config.noise_mm),
         "held_out": held_out,
-        "summary": {name: summarise(rows, ("face", "head"), rng) for name, rows in by_method.items()},
+        "summary": summary(held_out),
         "training": training,
         "training_summary": summarise([(entry["key"], entry) for entry in training], ("face", "head"), rng),
+        "by_expression": {one: summary([e for e in held_out if e["expression"] == one]) for one in expressions},
     }
     outputs["evaluation.json"] = json.dumps(evaluation, indent=1, sort_keys=True, allow_nan=False).encode()
     outputs["table.md"] = markdown_table(evaluation).encode()
+    outputs["table.tex"] = latex_table(evaluation).encode()
     outputs["table.csv"] = csv_table(evaluation).encode()
     return workspace.commit("evaluate", key, inputs=inputs, outputs=outputs, figures=_figures(evaluation))
 

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from model.fit_config import FitConfig, PcaConfig
 
-STEP_VERSION = 2
+STEP_VERSION = 3
 
 
 class EvaluateConfig(BaseModel):

@@ -1,4 +1,4 @@
-"""The evaluation as tables for people: Markdown and CSV."""
+"""The evaluation as tables for people: Markdown, LaTeX and CSV."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ def markdown_table(evaluation: Mapping[str, Any]) -> str:
         lines += ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
         lines += ["| " + " | ".join(row) + " |" for row in _rows(evaluation["summary"])]
         lines.append("")
+        lines += _by_expression(evaluation["by_expression"])
     training = evaluation["training_summary"].get("face", {})
     if training:
         title = "| re-meshed training faces to their scans | mean of medians mm | mean of 95th percentiles mm |"
@@ -36,6 +37,27 @@ def markdown_table(evaluation: Mapping[str, Any]) -> str:
         count = evaluation["training_summary"]["scans"]
         lines += [title, "| --- | --- | --- |", f"| {count} subjects | {figures[0]:.3f} | {figures[1]:.3f} |", ""]
     return "\n".join(lines)
+
+
+def latex_table(evaluation: Mapping[str, Any]) -> str:
+    """The table of means as a LaTeX ``tabular`` with booktabs' rules, to be put into a paper as it is."""
+    head = ["region", "method", "scans", "failures", *(title for _, title, _ in _COLUMNS), "95\\,\\% interval mm"]
+    rows = _rows(evaluation["summary"])
+    lines = ["% needs \\usepackage{booktabs}", f"\\begin{{tabular}}{{ll{'r' * (len(head) - 2)}}}", "\\toprule"]
+    lines += [" & ".join(cell.replace("²", "$^2$") for cell in head) + " \\\\", "\\midrule"]
+    lines += [" & ".join(cell.replace("_", "\\_") for cell in row) + " \\\\" for row in rows]
+    return "\n".join([*lines, "\\bottomrule", "\\end{tabular}", ""])
+
+
+def _by_expression(summaries: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """The face's mean point-to-triangle distance of each method on each expression."""
+    methods = sorted({method for summary in summaries.values() for method in summary})
+    lines = ["| face, point to triangle mm | " + " | ".join(methods) + " |", "|" + " --- |" * (len(methods) + 1)]
+    for expression, summary in summaries.items():
+        figures = (summary[method].get("face", {}).get("point_to_triangle_mm") for method in methods)
+        cells = ["-" if figure is None else f"{figure['mean']:.3f}" for figure in figures]
+        lines.append(f"| {expression} | " + " | ".join(cells) + " |")
+    return [*lines, ""]
 
 
 def _rows(summary: Mapping[str, Any]) -> list[list[str]]:

@@ -252,6 +252,11 @@ def _workspace(root: Path, held_out: tuple[str, ...]) -> Workspace:
     return workspace
 
 
+def _cell(evaluation: dict[str, Any], method: str) -> str:
+    face = evaluation["by_expression"]["smile"][method].get("face", {})
+    return f"{face['point_to_triangle_mm']['mean']:.3f}" if face else "-"
+
+
 def test_a_workspace_gets_tables_figures_and_pictures(tmp_path: Path) -> None:
     workspace = _workspace(tmp_path, held_out=("003",))
     manifest = run_evaluate(workspace, "first")
@@ -268,6 +273,11 @@ def test_a_workspace_gets_tables_figures_and_pictures(tmp_path: Path) -> None:
     lines = workspace.read(manifest, "table.csv").decode().splitlines()
     assert len(lines) == 1 + 2 * 2 * 2
     assert "| face | pca | 2 | 0 |" in workspace.read(manifest, "table.md").decode()
+    assert list(evaluation["by_expression"]) == ["neutral", "smile"]
+    of_smile = evaluation["by_expression"]["smile"]["pca"]["face"]["point_to_triangle_mm"]["mean"]
+    assert f"| smile | {_cell(evaluation, 'nphm')} | {of_smile:.3f} |" in workspace.read(manifest, "table.md").decode()
+    paper = workspace.read(manifest, "table.tex").decode().splitlines()
+    assert [line.count(" & ") for line in paper if line.endswith("\\\\")] == [12] * (1 + 2 * 2)
     again = run_evaluate(workspace, "first")
     assert {n: o.sha256 for n, o in again.outputs.items()} == {n: o.sha256 for n, o in manifest.outputs.items()}
 
