@@ -26,9 +26,6 @@ SMALLEST_NOISE_MM = 0.03
 ROUNDING_STRIDE = 7
 """So many pixels from one to the next by which the step of the rounding is told."""
 
-WIDEST_FIT_PX = 7
-"""The work grows with the square of the window's radius."""
-
 
 @dataclass(frozen=True)
 class FittedViews:
@@ -140,16 +137,16 @@ def depth_noise_mm(depth_mm: NDArray[np.floating]) -> float:
 
 
 def fit_radius(noise_mm: float, pixel_mm: float) -> int:
-    """Window radius in pixels: as wide on the surface as the noise asks for, whatever the sensor's resolution."""
+    """Window radius in pixels: enough of them to average the noise, never wider than about 6 mm on the surface."""
     if noise_mm < 0.05:
-        radius_mm = 1.9
+        radius = 2
     elif noise_mm < 0.25:
-        radius_mm = 2.9
+        radius = 3
     elif noise_mm < 0.8:
-        radius_mm = 3.8
+        radius = 4
     else:
-        radius_mm = 4.8
-    return int(np.clip(round(radius_mm / pixel_mm), 2, WIDEST_FIT_PX))
+        radius = 5
+    return min(radius, max(2, round(6.0 / pixel_mm)))
 
 
 def fit_views(

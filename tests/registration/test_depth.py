@@ -106,9 +106,11 @@ def test_coarsely_rounded_depth_counts_as_noise():
     assert (fitted > 0).mean() > 0.97
 
 
-@pytest.mark.parametrize(("pixel_mm", "radius"), [(0.45, 6), (0.9, 3), (1.3, 2), (3.0, 2)])
-def test_the_window_is_as_wide_on_the_surface_whatever_the_resolution(pixel_mm, radius):
-    assert fit_radius(0.1, pixel_mm) == radius
+@pytest.mark.parametrize(
+    ("noise_mm", "pixel_mm", "radius"), [(0.03, 0.9, 2), (0.1, 0.45, 3), (1.5, 0.9, 5), (1.5, 1.5, 4), (1.5, 4.0, 2)]
+)
+def test_the_window_averages_the_noise_but_stays_narrow_on_the_surface(noise_mm, pixel_mm, radius):
+    assert fit_radius(noise_mm, pixel_mm) == radius
 
 
 def test_thinned_views_show_the_same_points():
