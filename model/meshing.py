@@ -81,7 +81,9 @@ def _without_points(
     place: NDArray[np.float64], faces: NDArray[np.int64]
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """Join the vertices of triangles' edges that have no length, which a lattice point on the surface makes."""
-    edges = np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]])
+    on_point = (place == np.rint(place)).all(1)
+    faces_there = faces[on_point[faces].sum(1) > 1] if on_point.any() else faces[:0]
+    edges = np.concatenate([faces_there[:, [0, 1]], faces_there[:, [1, 2]], faces_there[:, [2, 0]]])
     a, b = edges[(place[edges[:, 0]] == place[edges[:, 1]]).all(1)].T
     if not len(a):
         return place, faces

@@ -313,8 +313,13 @@ def _crossed(values: NDArray[np.float32]) -> NDArray[np.bool_]:
 
 def _corners_of(cells: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """Points (n, a + 1, b + 1, c + 1) that are corners of some of the cells (n, a, b, c)."""
-    n, *shape = cells.shape
-    points = np.zeros([n, *(a + 1 for a in shape)], bool)
-    for corner in _CORNERS:
-        points[:, *(slice(c, c + a) for c, a in zip(corner, shape, strict=True))] |= cells
+    points = cells
+    for axis in (1, 2, 3):
+        before, after = _halves(axis)
+        shape = list(points.shape)
+        shape[axis] += 1
+        wider: NDArray[np.bool_] = np.zeros(shape, bool)
+        wider[before] = points
+        wider[after] |= points
+        points = wider
     return points
