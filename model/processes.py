@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -98,13 +99,18 @@ class Processes:
 ALONE = Processes()
 """A single process."""
 
+PATIENCE = timedelta(minutes=30)
+"""So long processes wait for one another; the first may be busy with a look at people set aside."""
 
-def join(rank: int, world: int, local_rank: int) -> tuple[Processes, str]:
+
+def join(rank: int, world: int, local_rank: int, patience: timedelta = PATIENCE) -> tuple[Processes, str]:
     """Join the processes that ``torchrun`` started; its own environment says where they meet.
 
     Args:
         rank, world: this process's number and how many there are.
         local_rank: its number on this host, which is its GPU's where there are GPUs.
+        patience: how long to wait for the others, now and at every step, before this process ends with an error and
+            ``torchrun`` starts all of them again.
 
     Returns:
         The processes, and the device that this one is to use.
@@ -112,7 +118,7 @@ def join(rank: int, world: int, local_rank: int) -> tuple[Processes, str]:
     on_gpu = torch.cuda.is_available()
     if on_gpu:
         torch.cuda.set_device(local_rank)
-    dist.init_process_group("nccl" if on_gpu else "gloo", rank=rank, world_size=world)
+    dist.init_process_group("nccl" if on_gpu else "gloo", timeout=patience, rank=rank, world_size=world)
     return Processes(rank, world), f"cuda:{local_rank}" if on_gpu else "cpu"
 
 

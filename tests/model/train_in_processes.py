@@ -1,6 +1,6 @@
 """What each of the processes in test_processes.py does: train, die once on the way, and go on from the checkpoint.
 
-torchrun --nproc-per-node 2 --max-restarts 1 -m tests.model.train_in_processes FOLDER
+torchrun --nproc-per-node 2 --max-restarts 3 -m tests.model.train_in_processes FOLDER
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -56,7 +57,8 @@ def config() -> TrainingConfig:
 def main(folder: Path) -> None:
     """Train as one of the processes; the first one writes the curve."""
     rank, world, local = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
-    processes, device = join(rank, world, local)
+    # two processes that miss each other on a busy machine are started again soon
+    processes, device = join(rank, world, local, timedelta(minutes=1))
     kept = sorted(folder.glob("*.safetensors"))
     resume = kept[-1].read_bytes() if kept else None
     processes.wait()
