@@ -14,17 +14,16 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from model.attribute_field import AttributeField, ColorField, RegionField
 from model.bound_fields import BoundFields
 from model.checkpoint import decode, encode
 from model.codes import code_of
-from model.color_field import ColorField
 from model.config import FieldConfig
 from model.deformation_field import DeformationField
 from model.head_fields import HeadFields
 from model.identity_field import IdentityField
 from model.meshing import extract
 from model.networks import HeadNetworks
-from model.region_field import RegionField
 from model.trained_model import TrainedModel, WarmStart
 from model.units import MM_PER_UNIT, to_mm, to_units
 from registration.mesh import Mesh
@@ -344,13 +343,9 @@ class HeadModel:
         Raises:
             ConfigError: the model was trained without a colour field.
         """
-        if self.color_field is None:
-            remedy = "set train.training.field.color and train again"
-            raise ConfigError(one_line("has no colour field", "model", "it was trained without one", remedy))
-        z_global, _ = self.identity_field.layout.split(self._tensor(self.identity_code(identity))[None])
+        field = _trained(self.color_field, "color")
         subject = identity if isinstance(identity, str) else ""
-        layers = self.color_field.prepare(z_global, self._tensor(self._appearance_of([subject])))
-        found = self.color_field.colors(layers, to_units(self._tensor(np.asarray(points_head_mm, np.float32))))
+        found = self._attribute(field, points_head_mm, identity, self._tensor(self._appearance_of([subject])))
         return np.asarray((255 * found).round().cpu().numpy(), np.uint8)
 
     def _bound(self, identity: NDArray[np.float32], expression: NDArray[np.float32]) -> BoundFields:
@@ -364,13 +359,16 @@ class HeadModel:
         Raises:
             ConfigError: the model was trained without a region field.
         """
-        if self.region_field is None:
-            remedy = "set train.training.field.regions and train again"
-            raise ConfigError(one_line("has no region field", "model", "it was trained without one", remedy))
+        scores = self._attribute(_trained(self.region_field, "regions"), points_head_mm, identity)
+        return np.asarray(scores.argmax(1).cpu().numpy(), np.uint8)
+
+    def _attribute(
+        self, field: AttributeField, points_head_mm: ArrayLike, identity: str | ArrayLike, *further_codes: Tensor
+    ) -> Tensor:
         z_global, _ = self.identity_field.layout.split(self._tensor(self.identity_code(identity))[None])
         points = to_units(self._tensor(np.asarray(points_head_mm, np.float32)))
-        scores = self.region_field.scores(self.region_field.prepare(z_global), points)
-        return np.asarray(scores.argmax(1).cpu().numpy(), np.uint8)
+        answer: Tensor = field(field.prepare([z_global, *further_codes]), points)
+        return answer
 
     def _networks(self) -> HeadNetworks:
         return HeadNetworks(self.identity_field, self.deformation_field, self.region_field, self.color_field)
@@ -388,3 +386,11 @@ class HeadModel:
 
 def _is_canonical(expression: str | ArrayLike) -> bool:
     return isinstance(expression, str) and expression == CANONICAL
+
+
+def _trained(field: AttributeField | None, name: str) -> AttributeField:
+    """The field, or an error that says how a model comes to have one."""
+    if field is None:
+        remedy = f"set train.training.field.{name} and train again"
+        raise ConfigError(one_line(f"has no field of {name}", "model", "it was trained without one", remedy))
+    return field

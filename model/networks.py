@@ -8,12 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from model.attribute_field import ColorField, RegionField
 from model.checkpoint import load_module, module_tensors
-from model.color_field import ColorField
 from model.config import FieldConfig
 from model.deformation_field import DeformationField
 from model.identity_field import IdentityField
-from model.region_field import RegionField
 
 
 @dataclass(frozen=True)

@@ -79,7 +79,7 @@ class Objective:
         assert model.regions is not None
         z_global, _ = model.identity.layout.split(model.identity_codes(self.tensors.tensor(own["subject"])))
         points, index = flat(self.tensors.lengths(own["surface"]))
-        scores = model.regions.scores(model.regions.prepare(z_global), points, index)
+        scores = model.regions(model.regions.prepare([z_global]), points, index)
         told = self.tensors.tensor(own["region"]).long().reshape(-1)
         loss = torch.nn.functional.cross_entropy(scores, told)
         return {"region": loss}, loss

@@ -10,14 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from model.attribute_field import ColorField, RegionField
 from model.checkpoint import load_module, module_tensors
 from model.codes import CodeBook
-from model.color_field import ColorField
 from model.config import TrainingConfig
 from model.deformation_field import DeformationField
 from model.identity_field import IdentityField
 from model.networks import HeadNetworks
-from model.region_field import RegionField
 from model.training_data import TrainingData
 from model.units import to_units
 
@@ -91,7 +90,7 @@ class TrainedModel:
         assert self.color is not None
         assert self.appearance_codes is not None
         z_global, _ = self.identity.layout.split(self.identity_codes(subject))
-        return self.color.colors(self.color.prepare(z_global, self.appearance_codes(subject)), points, index)
+        return self.color(self.color.prepare([z_global, self.appearance_codes(subject)]), points, index)
 
     def to(self, device: str) -> None:
         """Move everything to a device."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -89,19 +89,12 @@ def transfer(
     seed
         Of what is drawn at random.
     """
-    from pipeline.drawn_mesh import draw_meshes, find_model
-    from pipeline.mesh_files import check_ending
+    from pipeline.drawn_mesh import draw_meshes
 
-    check_ending(Path(out))
-    folder = find_model(model, workspace)
-    with progress_for(output) as progress:
-        progress.start("transfer", len(expression), "heads")
-        made = draw_meshes(
-            folder, identity, expression, resolution, seed,
-            progress=lambda done, of: progress.update("transfer", done, total=of),
-        )  # fmt: skip
-        progress.finish("transfer")
-    return _written(made, out, seconds)
+    def draw(folder: Path, progress: Callable[[int, int], None]) -> list[NamedMesh]:
+        return draw_meshes(folder, identity, expression, resolution, seed, progress=progress)
+
+    return _written(_drawn("transfer", draw, model, workspace, out, len(expression), output), out, seconds)
 
 
 def interpolate(
@@ -135,19 +128,35 @@ def interpolate(
     seed
         Of what is drawn at random.
     """
-    from pipeline.drawn_mesh import find_model, meshes_between
+    from pipeline.drawn_mesh import meshes_between
+
+    def draw(folder: Path, progress: Callable[[int, int], None]) -> list[NamedMesh]:
+        ends = (identity, to_identity), (expression, to_expression)
+        return meshes_between(folder, *ends, frames, resolution, seed, progress=progress)
+
+    return _written(_drawn("interpolate", draw, model, workspace, out, frames, output), out, seconds)
+
+
+def _drawn(
+    verb: str,
+    draw: Callable[[Path, Callable[[int, int], None]], list[NamedMesh]],
+    model: str,
+    workspace: str,
+    out: str,
+    count: int,
+    output: Output,
+) -> list[NamedMesh]:
+    """What ``draw`` makes of the model's folder, with a bar that tells how far it is."""
+    from pipeline.drawn_mesh import find_model
     from pipeline.mesh_files import check_ending
 
     check_ending(Path(out))
     folder = find_model(model, workspace)
     with progress_for(output) as progress:
-        progress.start("interpolate", frames, "heads")
-        made = meshes_between(
-            folder, (identity, to_identity), (expression, to_expression), frames, resolution, seed,
-            progress=lambda done, of: progress.update("interpolate", done),
-        )  # fmt: skip
-        progress.finish("interpolate")
-    return _written(made, out, seconds)
+        progress.start(verb, count, "heads")
+        made = draw(folder, lambda done, of: progress.update(verb, done, total=of))
+        progress.finish(verb)
+    return made
 
 
 def _written(made: Sequence[NamedMesh], out: str, seconds: float = 0.5) -> Reply:

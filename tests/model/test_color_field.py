@@ -84,5 +84,5 @@ def test_a_colour_field_wants_colour_and_no_other_model_has_one() -> None:
         np.zeros((2, 3)),
         np.ones(4),
     )
-    with pytest.raises(ConfigError, match="has no colour field"):
+    with pytest.raises(ConfigError, match="has no field of color"):
         head.colors(np.zeros((1, 3)), "a")
