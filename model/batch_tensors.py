@@ -52,7 +52,7 @@ class BatchTensors:
         )
 
     def deformation(self, batch: Mapping[str, NDArray]) -> DeformationSamplesBatch:
-        """A batch for the deformation field, with samples of the posed heads where it has both kinds."""
+        """A batch for the deformation field, with what it has of the posed heads: samples of both kinds, keypoints."""
         samples = None
         if "surface" in batch and "near" in batch:
             samples = PosedSamplesBatch(
@@ -63,7 +63,8 @@ class BatchTensors:
                 near_weight=self._confidence(batch["near_observed"]),
             )
         pairs = self.lengths(batch["canonical"]), self.lengths(batch["posed"]), self.tensor(batch["weight"])
-        return DeformationSamplesBatch(*pairs, samples)
+        keypoints = self.lengths(batch["keypoints"]) if "keypoints" in batch else None
+        return DeformationSamplesBatch(*pairs, samples, keypoints)
 
     def tensor(self, array: NDArray) -> Tensor:
         """An array as it is. From page-locked memory it is on its way when this returns, see ``page_locked``."""

@@ -107,6 +107,26 @@ class ColorConfig(_Frozen):
     )
 
 
+class ImFaceConfig(_Frozen):
+    """ImFace's networks in place of both fields: a baseline, see ``model.imface``."""
+
+    code_dim: int = Field(default=128, ge=1, description="entries of the identity code, and of the expression code")
+    width: int = Field(default=128, ge=1, description="outputs of a hidden layer of a mini network")
+    layers: int = Field(default=3, ge=1, description="hidden layers of a mini network")
+    hyper_hidden: int = Field(
+        default=128, ge=1, description="hidden layer between a code and the mini networks' weights"
+    )
+    fusion_hidden: int = Field(default=128, ge=1, description="hidden layer of the network that blends mini networks")
+    frequency: float = Field(default=30.0, gt=0, description="what a sine layer's argument is multiplied by")
+    crop_mm: float = Field(default=130.0, gt=0, description="radius of the ball about the face that alone is learnt")
+    behind_nose_mm: float = Field(default=40.0, ge=0, description="how far behind the tip of the nose its centre lies")
+
+
+def _absent(value: object) -> bool:
+    """What is left out of written settings, so that the digests of settings without it stay what they were."""
+    return value is None or value == 0
+
+
 class FieldConfig(_Frozen):
     """All fields: the architecture of a head model."""
 
@@ -114,6 +134,18 @@ class FieldConfig(_Frozen):
     deformation: DeformationConfig = DeformationConfig()
     regions: RegionConfig | None = Field(default=None, description="the region field; left out, there is none")
     color: ColorConfig | None = Field(default=None, description="the colour field; left out, there is none")
+    imface: ImFaceConfig | None = Field(
+        default=None, exclude_if=_absent, description="ImFace's networks in place of identity and deformation"
+    )
+
+    @model_validator(mode="after")
+    def _imface_goes_backward(self) -> FieldConfig:
+        motion = self.deformation
+        if self.imface is not None and (motion.direction, motion.hyper_dim) != ("backward", 0):
+            raise ValueError("imface needs deformation.direction backward, without hyper coordinates")
+        if self.imface is not None and motion.expression_dim != self.imface.code_dim:
+            raise ValueError(f"imface needs deformation.expression_dim {self.imface.code_dim}, its own code_dim")
+        return self
 
 
 class IdentityLossWeights(_Frozen):
@@ -129,6 +161,12 @@ class IdentityLossWeights(_Frozen):
     anchors: float = Field(default=100.0, ge=0, description="mean squared error of predicted anchors, model units")
     symm_dist: float = Field(default=0.01, ge=0, description="distance between the local codes of a mirrored pair")
     middle_dist: float = Field(default=0.0, ge=0, description="squared length of the local codes on the middle line")
+    correction: float = Field(
+        default=0.0, ge=0, exclude_if=_absent, description="ImFace: what is added to the template's distances, absolute"
+    )
+    refer: float = Field(
+        default=0.0, ge=0, exclude_if=_absent, description="ImFace: squared error of keypoints moved to the template's"
+    )
 
 
 class DeformationLossWeights(_Frozen):
@@ -149,6 +187,9 @@ class DeformationLossWeights(_Frozen):
     )
     posed_near_sdf: float = Field(
         default=1.0, ge=0, description="backward: absolute error of the distance near posed scans"
+    )
+    keypoints: float = Field(
+        default=0.0, ge=0, exclude_if=_absent, description="ImFace: squared error of posed keypoints"
     )
 
 

@@ -16,6 +16,7 @@ from model.activations import activation
 from model.config import DeformationConfig
 from model.grouped_mlp import evaluate, evaluate_with_jacobian
 from model.grouped_sweeps import Group, Layer
+from model.shape_and_motion import MotionField
 
 _POINTS_AT_ONCE = 1 << 16
 
@@ -27,7 +28,7 @@ class PreparedDeformation:
     layers: tuple[Layer, ...]
 
 
-class DeformationField(nn.Module):
+class DeformationField(MotionField):
     """One network between canonical and posed space, conditioned on a compressed identity and an expression code.
 
     Args:
@@ -36,9 +37,6 @@ class DeformationField(nn.Module):
         anchors: K.
         generator: where the initial weights are drawn from.
     """
-
-    half_products = False
-    """Whether products between hidden layers are taken in bfloat16: for training on a GPU."""
 
     def __init__(self, config: DeformationConfig, identity_dim: int, anchors: int, generator: torch.Generator) -> None:
         super().__init__()

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from model.config import DeformationLossWeights, TrainingConfig
-from model.deformation_field import DeformationField, PreparedDeformation
-from model.identity_field import IdentityField, PreparedIdentity
 from model.losses import Losses, Shared, alone, clamped_distance_error, flat, weighted_mean
+from model.shape_and_motion import MotionField, ShapeField
 from model.units import to_units
 
 
@@ -38,17 +38,19 @@ class DeformationSamplesBatch:
         canonical, posed: (B, P, 3).
         weight: (B, P).
         samples: of the posed heads, where the batch has them.
+        keypoints: (B, k, 3) of the posed heads, likewise.
     """
 
     canonical: Tensor
     posed: Tensor
     weight: Tensor
     samples: PosedSamplesBatch | None = None
+    keypoints: Tensor | None = None
 
 
 def forward_losses(
-    field: DeformationField,
-    prepared: PreparedDeformation,
+    field: MotionField,
+    prepared: Any,
     z_ex: Tensor,
     batch: DeformationSamplesBatch,
     anywhere: Tensor,
@@ -72,10 +74,10 @@ def forward_losses(
 
 
 def backward_losses(
-    field: DeformationField,
-    prepared: PreparedDeformation,
-    identity: IdentityField,
-    prepared_identity: PreparedIdentity,
+    field: MotionField,
+    prepared: Any,
+    identity: ShapeField,
+    prepared_identity: Any,
     z_ex: Tensor,
     batch: DeformationSamplesBatch,
     anywhere: Tensor,
@@ -116,7 +118,7 @@ def backward_losses(
         if weights.posed_near_sdf:
             wrong = clamped_distance_error(near, samples.near_sdf, to_units(config.distance_clamp_mm))
             losses["posed_near_sdf"] = weighted_mean(wrong, samples.near_weight, shared)
-    return losses
+    return losses | field.own_losses(prepared, batch.keypoints)
 
 
 def _common(

@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from model.bound_fields import Places
-from model.deformation_field import DeformationField, PreparedDeformation
-from model.identity_field import IdentityField, PreparedIdentity
 from model.root_finding import Roots, find_canonical, implicit_canonical, safe_inverse
+from model.shape_and_motion import MotionField, ShapeField
 
 
 @dataclass(frozen=True)
 class HeadFields:
     """Both trained fields of a head model; satisfies ``model.bound_fields.Fields``."""
 
-    identity: IdentityField
-    deformation: DeformationField
+    identity: ShapeField
+    deformation: MotionField
 
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return self.identity.reach.device
+        return self.identity.device
 
     def bind(self, identity: Tensor, expression: Tensor) -> BoundForward | BoundBackward:
         """Give the codes (B, D) and (B, E): one of each for all points (B = 1), or one for each point (B = n)."""
@@ -37,10 +37,10 @@ class HeadFields:
 class _Bound:
     """Both fields of one head, or of one head a point; satisfies ``model.bound_fields.BoundFields``."""
 
-    identity: IdentityField
-    deformation: DeformationField
-    prepared_identity: PreparedIdentity
-    prepared_deformation: PreparedDeformation
+    identity: ShapeField
+    deformation: MotionField
+    prepared_identity: Any
+    prepared_deformation: Any
     heads: int
 
     def sdf(self, canonical: Tensor) -> Tensor:

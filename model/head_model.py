@@ -19,11 +19,10 @@ from model.bound_fields import BoundFields
 from model.checkpoint import decode, encode
 from model.codes import code_of
 from model.config import FieldConfig
-from model.deformation_field import DeformationField
 from model.head_fields import HeadFields
-from model.identity_field import IdentityField
 from model.meshing import extract
 from model.networks import HeadNetworks
+from model.shape_and_motion import MotionField, ShapeField
 from model.trained_model import TrainedModel, WarmStart
 from model.units import MM_PER_UNIT, to_mm, to_units
 from registration.mesh import Mesh
@@ -56,8 +55,8 @@ class HeadModel:
             coloured samples has the code 0, about which the others lie.
     """
 
-    identity_field: IdentityField
-    deformation_field: DeformationField
+    identity_field: ShapeField
+    deformation_field: MotionField
     config: FieldConfig
     subjects: tuple[str, ...]
     scans: tuple[str, ...]
@@ -83,7 +82,7 @@ class HeadModel:
     ) -> HeadModel:
         """Freeze what training returned, under the names of its subjects and scans."""
         fields = HeadNetworks(trained.identity, trained.deformation, trained.regions, trained.color)
-        fields.frozen(trained.identity.reach.device)
+        fields.frozen(trained.identity.device)
         appearance = None
         if trained.appearance_codes is not None:
             appearance = trained.appearance_codes.codes.detach().cpu().numpy()[: len(subjects)]
@@ -203,7 +202,7 @@ class HeadModel:
     @property
     def device(self) -> torch.device:
         """Where the fields lie."""
-        return self.identity_field.reach.device
+        return self.identity_field.device
 
     @property
     def mean_anchors_mm(self) -> NDArray[np.float32]:

@@ -16,6 +16,7 @@ from model.codes import IdentityLayout
 from model.config import IdentityConfig
 from model.grouped_mlp import evaluate, evaluate_with_gradient
 from model.grouped_sweeps import Group, Layer
+from model.shape_and_motion import ShapeField
 
 _POINTS_AT_ONCE = 1 << 15
 
@@ -33,7 +34,7 @@ class PreparedIdentity:
     layers: tuple[Layer, ...]
 
 
-class IdentityField(nn.Module):
+class IdentityField(ShapeField):
     """K local networks at anchors and one in the background, blended by distance.
 
     Both members of a mirrored pair share weights; the second one sees its local coordinates mirrored at x = 0. With P
@@ -46,9 +47,6 @@ class IdentityField(nn.Module):
         generator: where the initial weights are drawn from.
         hyper_dim: coordinates beside a point's three, by which an expression can change the shape itself (MonoNPHM).
     """
-
-    half_products = False
-    """Whether products between hidden layers are taken in bfloat16: for training on a GPU."""
 
     reach: Tensor
     coordinate_scale: Tensor

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from model.codes import IdentityLayout
 from model.config import LossWeights, TrainingConfig
-from model.identity_field import IdentityField, PreparedIdentity
+from model.shape_and_motion import PreparedShape, ShapeField
 from model.units import to_units
 
 Losses = dict[str, Tensor]
@@ -96,8 +96,8 @@ def middle_distance(z_id: Tensor, layout: IdentityLayout) -> Tensor:
 
 
 def identity_losses(
-    field: IdentityField,
-    prepared: PreparedIdentity,
+    field: ShapeField,
+    prepared: PreparedShape,
     z_id: Tensor,
     batch: IdentitySamplesBatch,
     config: TrainingConfig,
@@ -159,7 +159,7 @@ def identity_losses(
         losses["symm_dist"] = symmetry_distance(z_id, field.layout)
     if weights.middle_dist:
         losses["middle_dist"] = middle_distance(z_id, field.layout)
-    return losses
+    return losses | field.own_losses(prepared, batch.near)
 
 
 def flat(points: Tensor) -> tuple[Tensor, Tensor]:

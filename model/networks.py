@@ -13,6 +13,8 @@ from model.checkpoint import load_module, module_tensors
 from model.config import FieldConfig
 from model.deformation_field import DeformationField
 from model.identity_field import IdentityField
+from model.imface_fields import ImFaceExpression, ImFaceShape
+from model.shape_and_motion import MotionField, ShapeField
 
 
 @dataclass(frozen=True)
@@ -24,8 +26,8 @@ class HeadNetworks:
         regions, color: None where the config has none.
     """
 
-    identity: IdentityField
-    deformation: DeformationField
+    identity: ShapeField
+    deformation: MotionField
     regions: RegionField | None = None
     color: ColorField | None = None
 
@@ -39,6 +41,9 @@ class HeadNetworks:
             pairs: number of mirrored pairs.
             generator: where the weights are drawn from.
         """
+        if config.imface is not None:
+            shape = ImFaceShape(config.imface, anchors, generator)
+            return cls(shape, ImFaceExpression(config.imface, config.deformation, anchors, generator))
         identity = IdentityField(config.identity, anchors, pairs, generator, config.deformation.hyper_dim)
         deformation = DeformationField(config.deformation, identity.layout.size, len(anchors), generator)
         global_dim = config.identity.global_dim

@@ -14,6 +14,7 @@ import torch
 
 from model.config import DeformationConfig, FieldConfig, IdentityConfig, TrainingConfig
 from model.head_fitter import NphmFitter
+from model.identity_field import IdentityField
 from model.trained_model import WarmStart, new_model
 from model.training_data import TrainingData
 
@@ -83,6 +84,7 @@ def npm_start(config: TrainingConfig, data: TrainingData, seed: int) -> WarmStar
     model = new_model(config, data, seed)
     generator = torch.Generator().manual_seed(seed + 2)
     field = model.identity
+    assert isinstance(field, IdentityField)
     *inner, last = field.hidden_weights
     for weights in (*field.input_weights, *inner):
         weights.normal_(0.0, math.sqrt(2 / weights.shape[2]), generator=generator)
@@ -95,9 +97,15 @@ def npm_start(config: TrainingConfig, data: TrainingData, seed: int) -> WarmStar
 
 @dataclass(frozen=True)
 class NpmFitter(NphmFitter):
-    """Fits NPM with the head model's own method; satisfies ``model.observation.HeadFitter``."""
+    """Fits NPM with the head model's own method; satisfies ``model.observation.HeadFitter``.
+
+    Attributes:
+        called: what tables call it: there may be several trainings of it.
+    """
+
+    called: str = "npm"
 
     @property
     def name(self) -> str:
         """What tables call it."""
-        return "npm"
+        return self.called

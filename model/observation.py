@@ -36,11 +36,13 @@ class FittedHead:
         mesh: told head frame, mm.
         T_told_from_head: (4, 4) float64, rigid: the correction of the told head frame.
         residual_mm: (n,) distance of each observed point that was used to the fitted surface.
+        regions: those that the method models at all, of the ones that are compared; None means every one.
     """
 
     mesh: Mesh
     T_told_from_head: NDArray[np.float64]
     residual_mm: NDArray[np.float64]
+    regions: tuple[str, ...] | None = None
 
 
 class HeadFitter(Protocol):

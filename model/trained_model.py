@@ -14,9 +14,8 @@ from model.attribute_field import ColorField, RegionField
 from model.checkpoint import load_module, module_tensors
 from model.codes import CodeBook
 from model.config import TrainingConfig
-from model.deformation_field import DeformationField
-from model.identity_field import IdentityField
 from model.networks import HeadNetworks
+from model.shape_and_motion import MotionField, ShapeField
 from model.training_data import TrainingData
 from model.units import to_units
 
@@ -51,8 +50,8 @@ class TrainedModel:
         color, appearance_codes: the colour field and its codes (subjects, A); likewise.
     """
 
-    identity: IdentityField
-    deformation: DeformationField
+    identity: ShapeField
+    deformation: MotionField
     identity_codes: CodeBook
     expression_codes: CodeBook
     curve: list[dict[str, Any]]

@@ -26,7 +26,7 @@ def training_figures(model: TrainedModel, data: TrainingData) -> dict[str, float
         ``color_mean_error``: of 255, where there is a colour field; ``validation_face_median_mm``: the least on the way
         of subjects set aside; ``subjects`` and ``scans``.
     """
-    device = model.identity.reach.device
+    device = model.identity.device
     face: list[NDArray] = []
     head: list[NDArray] = []
     anchors: list[NDArray] = []

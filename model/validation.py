@@ -11,8 +11,8 @@ from torch import Tensor
 
 from model.batch_tensors import BatchTensors
 from model.config import TrainingConfig
-from model.identity_field import IdentityField
 from model.losses import identity_losses, total
+from model.shape_and_motion import ShapeField
 from model.training_data import BatchSource
 from model.units import to_mm
 
@@ -40,7 +40,7 @@ class HeldOutFit:
         self._config = config.model_copy(update=shares)
         self._codes: Tensor | None = None
 
-    def face_median_mm(self, field: IdentityField, training_codes: Tensor) -> float:
+    def face_median_mm(self, field: ShapeField, training_codes: Tensor) -> float:
         """Fit the codes for some steps, then measure how far the subjects' face samples lie from their fields.
 
         Args:
@@ -68,7 +68,7 @@ class HeldOutFit:
         return self._measure(field)
 
     @torch.no_grad()
-    def _measure(self, field: IdentityField) -> float:
+    def _measure(self, field: ShapeField) -> float:
         assert self._codes is not None
         batch = next(self._batches)
         prepared = field.prepare(self._codes[self._tensors.tensor(batch["subject"])])
