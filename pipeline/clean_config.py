@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-STEP_VERSION = 4
+STEP_VERSION = 5
 
 
 class CleanConfig(BaseModel):

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
@@ -24,6 +23,7 @@ from pipeline.sample_format import (
     WEIGHT_STEP,
     Raw,
 )
+from registration.compiled import compiled
 from storage.quantise import octahedral_table
 
 _STEP, _CENTRE = np.float32(POSITION_STEP_MM), np.float32(CENTRE_MM)
@@ -69,7 +69,7 @@ def decode_rows(part: str, block: Raw) -> dict[str, NDArray]:
     return decoded
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _surface(stored: Any, decoded: Any, row: int, stride: int, start: int, stop: int) -> None:
     position, code, region, flags, direction = stored
     point, normal, told_region, face, observed = decoded
@@ -84,17 +84,17 @@ def _surface(stored: Any, decoded: Any, row: int, stride: int, start: int, stop:
         row = _next(row, stride, len(position))
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _near(stored: Any, decoded: Any, row: int, stride: int, start: int, stop: int) -> None:
     _off_surface(stored, decoded, row, stride, start, stop, _NEAR_STEP)
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _space(stored: Any, decoded: Any, row: int, stride: int, start: int, stop: int) -> None:
     _off_surface(stored, decoded, row, stride, start, stop, _SPACE_STEP)
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _off_surface(stored: Any, decoded: Any, row: int, stride: int, start: int, stop: int, step_mm: np.float32) -> None:
     position, distance, flags = stored
     point, distance_mm, observed = decoded
@@ -106,7 +106,7 @@ def _off_surface(stored: Any, decoded: Any, row: int, stride: int, start: int, s
         row = _next(row, stride, len(position))
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _color(stored: Any, decoded: Any, row: int, stride: int, start: int, stop: int) -> None:
     position, value = stored
     point, color = decoded
@@ -117,7 +117,7 @@ def _color(stored: Any, decoded: Any, row: int, stride: int, start: int, stop: i
         row = _next(row, stride, len(position))
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _pairs(stored: Any, decoded: Any, row: int, stride: int, start: int, stop: int) -> None:
     position, displacement, region, weight = stored
     canonical, posed, told_region, told_weight = decoded
@@ -130,7 +130,7 @@ def _pairs(stored: Any, decoded: Any, row: int, stride: int, start: int, stop: i
         row = _next(row, stride, len(position))
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _next(row: int, stride: int, rows: int) -> int:
     row += stride
     return row - rows if row >= rows else row

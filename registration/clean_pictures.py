@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
+from registration.compiled import compiled
 from registration.mesh import Mesh, face_areas, face_normals, sample_surface, transform_points
 from registration.pictures import BACK, BACKGROUND, CLAY, FRONT, LEFT, RIGHT, Picture, heat_colors, sheet
 
@@ -45,7 +45,7 @@ def nearest_points(
     return np.asarray(nearest_of(turned, max(1, int(np.ceil(size_mm * SIZE / EXTENT_MM))), SIZE))
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def nearest_of(points, wide, size):  # type: ignore[no-untyped-def]
     """Index (size, size) of the point that each pixel shows, -1 where none; points (n, 3) are column, row, nearness."""
     shown = np.full((size, size), -1, np.int64)

@@ -11,10 +11,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from registration.compiled import compiled
 from registration.local_fit import fit_depth, window_radii
 from registration.views import DepthView, Intrinsics, pixel_rays
 
@@ -222,7 +222,7 @@ def _normals(view: DepthView, u: NDArray, v: NDArray, depth: NDArray, slope: NDA
     return np.asarray(pixel_normals(x, y, xu, yu, xv, yv, step, depth, slope))
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def pixel_normals(x, y, xu, yu, xv, yv, step, depth, slope):  # type: ignore[no-untyped-def]
     """Normals (h, w, 3), zero without depth, from the rays (x/z, y/z) of pixels and of places a step along u and v."""
     out = np.zeros((*depth.shape, 3), np.float32)

@@ -11,11 +11,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from itertools import product
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 from skimage.measure import marching_cubes
 
+from registration.compiled import compiled
 from registration.depth import FittedViews, in_threads
 from registration.mesh import Mesh
 from registration.view_lookup import blended_depth, nearest_pixel
@@ -147,7 +147,7 @@ def extract_surface(values: NDArray[np.float32], grid: Grid) -> Mesh:
     return Mesh.of(vertices * grid.voxel_mm, faces)
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def robust_mean(distance, weight, n, soft):  # type: ignore[no-untyped-def]
     """Weighted median, then three reweighted means around it. Sorts its arguments.
 
@@ -188,7 +188,7 @@ def robust_mean(distance, weight, n, soft):  # type: ignore[no-untyped-def]
     return mean, used, np.sqrt(variance / used)
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def first_agreeing(distance, n, soft):  # type: ignore[no-untyped-def]
     """The first of ``n`` rising distances before a surface that agrees with the next one; ``n`` if there is none."""
     for k in range(n - 1):
@@ -197,7 +197,7 @@ def first_agreeing(distance, n, soft):  # type: ignore[no-untyped-def]
     return n
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def fuse_blocks(  # type: ignore[no-untyped-def]
     blocks,
     values,

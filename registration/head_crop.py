@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
 from registration.alignment import Alignment, align_head
+from registration.compiled import compiled
 from registration.depth import FittedViews
 from registration.mesh import transform_points
 from registration.template import Template
@@ -115,7 +115,7 @@ def head_region(
     return np.asarray(pixels_in_box(view.depth_mm, x, y, T, low, high))
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def pixels_in_box(depth_mm, x, y, T_box_from_camera, low_mm, high_mm):  # type: ignore[no-untyped-def]
     """Mask (h, w) of the pixels whose depth falls into a box; x, y (h, w) are the pixels' rays (x/z, y/z)."""
     T = T_box_from_camera

@@ -9,8 +9,9 @@ ear), the plane through the pixel and two of its neighbours that most others con
 
 from __future__ import annotations
 
-import numba
 import numpy as np
+
+from registration.compiled import compiled
 
 MAX_DEPTH_SLOPE = 8.0
 """Depth step over sideways step beyond which two neighbouring pixels are taken as two surfaces (about 83 degrees)."""
@@ -29,7 +30,7 @@ def window_radii(radius: int) -> tuple[int, ...]:
     return tuple(sorted({max(2, radius), max(2, round(0.65 * radius)), 2}, reverse=True))
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _solve_spd(H, b, n):  # type: ignore[no-untyped-def]
     """Cholesky in place for the first ``n`` unknowns: ``b`` becomes the solution; returns the inverse's first entry,
     negative if not definite."""
@@ -63,7 +64,7 @@ def _solve_spd(H, b, n):  # type: ignore[no-untyped-def]
     return total
 
 
-@numba.njit(cache=True, nogil=True, fastmath=SUM_FREELY)
+@compiled(fastmath=SUM_FREELY)
 def _plane_moments(us, vs, ds, softs, n, out):  # type: ignore[no-untyped-def]
     """Weighted moments for a plane that leans on the depths nearest to the centre's own."""
     s1 = su = sv = suu = suv = svv = sz = suz = svz = 0.0
@@ -84,7 +85,7 @@ def _plane_moments(us, vs, ds, softs, n, out):  # type: ignore[no-untyped-def]
     out[6], out[7], out[8] = sz, suz, svz
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _first_plane(us, vs, ds, softs, n, moments, q):  # type: ignore[no-untyped-def]
     """Solve for the plane into ``q`` (6,); False where the pixels don't carry one."""
     _plane_moments(us, vs, ds, softs, n, moments)
@@ -104,7 +105,7 @@ def _first_plane(us, vs, ds, softs, n, moments, q):  # type: ignore[no-untyped-d
     return True
 
 
-@numba.njit(cache=True, nogil=True, fastmath=SUM_FREELY)
+@compiled(fastmath=SUM_FREELY)
 def _moments(us, vs, ds, n, q, soft, bend, out):  # type: ignore[no-untyped-def]
     """Moments of the pixels up to fourth order, weighted by their distance from the quadric ``q``."""
     q0, q1, q2, q3, q4, q5 = q[0], q[1], q[2], q[3], q[4], q[5]
@@ -148,7 +149,7 @@ def _moments(us, vs, ds, n, q, soft, bend, out):  # type: ignore[no-untyped-def]
     out[21], out[22] = pdd, low
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _robust_surface(us, vs, ds, n, need, unknowns, soft, bend, m, H, q):  # type: ignore[no-untyped-def]
     """Two reweighted solves from the plane in ``q`` on, for a quadric (6 unknowns) or a plane (3).
 
@@ -181,7 +182,7 @@ def _robust_surface(us, vs, ds, n, need, unknowns, soft, bend, m, H, q):  # type
     return variance, left / max(m[0] - unknowns, 1.0)
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _confirmed_plane(us, vs, ds, n, soft, bend, q):  # type: ignore[no-untyped-def]
     """Of the planes through the centre and two pixels beside it, the one that most pixels lie on, into ``q`` (6,).
 
@@ -211,7 +212,7 @@ def _confirmed_plane(us, vs, ds, n, soft, bend, q):  # type: ignore[no-untyped-d
     return most
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _within(us, vs, ds, softs, n, radius):  # type: ignore[no-untyped-def]
     """Keep the pixels of a smaller window, in place; how many there are."""
     kept = 0
@@ -222,7 +223,7 @@ def _within(us, vs, ds, softs, n, radius):  # type: ignore[no-untyped-def]
     return kept
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _full_variance(radius):  # type: ignore[no-untyped-def]
     """Variance of the centre of a quadric through all of a window, in units of a pixel's."""
     m2 = m4 = m22 = 0.0
@@ -234,7 +235,7 @@ def _full_variance(radius):  # type: ignore[no-untyped-def]
     return 1.0 / ((2 * radius + 1) ** 2 - 2.0 * m2 * m2 / (m4 + m22))
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def fit_depth(depth_mm, region, window, radii, noise_mm, pixel_mm):  # type: ignore[no-untyped-def]
     """Fit depth(u, v) around each pixel: a plane to tell the pixel's own surface apart, then a weighted quadric.
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from registration.compiled import compiled
 from registration.mesh import Mesh, face_areas
 
 _NEAREST_MM = 1.0
@@ -38,7 +38,7 @@ class MotionExtension:
         return np.asarray((total[1:] / total[0]).T)
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")  # a test for division by zero would keep it from vectors
+@compiled
 def _mean(points: NDArray[np.float32], sources: NDArray[np.float32]) -> NDArray[np.float32]:
     """Weight and weighted values (5, k): the inner loop runs over points, so that no sum is reordered."""
     count = points.shape[1]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from registration.compiled import compiled
 from registration.depth import FittedViews, in_threads
 from registration.fusion import MAX_VIEWS, Grid, robust_mean, views_from_grid
 from registration.mesh import Mesh, vertex_normals
@@ -100,7 +100,7 @@ def settled(closed: Mesh, views: FittedViews, grid: Grid, reach_mm: float, threa
     return Mesh(moved, closed.faces, seen.color, columns)
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def observe_points(  # type: ignore[no-untyped-def]
     points, M, cameras, layout, depth_mm, slope, normal, weight, color, reach_mm, soft
 ):
@@ -123,7 +123,7 @@ def observe_points(  # type: ignore[no-untyped-def]
             ny = T[1, 0] * points[p, 3] + T[1, 1] * points[p, 4] + T[1, 2] * points[p, 5]
             nz = T[2, 0] * points[p, 3] + T[2, 1] * points[p, 4] + T[2, 2] * points[p, 5]
             length = np.sqrt(cx * cx + cy * cy + cz * cz)
-            if -(nx * cx + ny * cy + nz * cz) / length < LEAST_FACING:
+            if -(nx * cx + ny * cy + nz * cz) < LEAST_FACING * length:
                 continue
             pixel, u, w = nearest_pixel(cameras[v], layout[v], cx, cy, cz)
             if pixel < 0 or depth_mm[pixel] <= 0:

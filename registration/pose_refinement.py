@@ -10,11 +10,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
+from registration.compiled import compiled
 from registration.depth import FittedViews, in_threads
 from registration.view_lookup import project
 from registration.views import camera_of, pixel_rays
@@ -313,7 +313,7 @@ def _pose_change(
     return np.linalg.norm(shift, axis=1), np.degrees(np.linalg.norm(turn, axis=1))
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def pair_equations(  # type: ignore[no-untyped-def]
     view, sample, active, cameras, poses, layout, depth_mm, slope, normal, weight, centre, gate_mm, scale_mm, facing
 ):

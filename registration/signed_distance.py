@@ -11,12 +11,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numba
 import numpy as np
 import open3d as o3d
 from numpy.typing import NDArray
 from scipy.ndimage import distance_transform_edt
 
+from registration.compiled import compiled
 from registration.mesh import Mesh, face_normals
 from registration.point_order import morton_order
 
@@ -183,7 +183,7 @@ class _LowerBound:
         return bound
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _across(faces: NDArray[np.int64], count: int) -> NDArray[np.int64]:
     """(m, 3) the triangle beyond the edge opposite each corner, -1 where there is none or more than one."""
     first = np.zeros(count + 1, np.int64)
@@ -213,7 +213,7 @@ def _across(faces: NDArray[np.int64], count: int) -> NDArray[np.int64]:
     return across
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _angle_weighted(
     vertices: NDArray[np.float64], faces: NDArray[np.int64], normals: NDArray[np.float64]
 ) -> NDArray[np.float64]:

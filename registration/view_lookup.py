@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import numba
 import numpy as np
+
+from registration.compiled import compiled
 
 SAME_SURFACE_MM = 1.5
 """Planes of neighbouring pixels that meet a ray within this belong to one surface."""
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def project(camera, x, y):  # type: ignore[no-untyped-def]
     """Image position in pixels of normalised coordinates (x/z, y/z); ``camera`` as in ``Intrinsics.as_row``."""
     if camera[4] != 0.0 or camera[5] != 0.0 or camera[6] != 0.0 or camera[7] != 0.0 or camera[8] != 0.0:
@@ -21,7 +22,7 @@ def project(camera, x, y):  # type: ignore[no-untyped-def]
     return camera[0] * x + camera[2], camera[1] * y + camera[3]
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def nearest_pixel(camera, layout, cx, cy, cz):  # type: ignore[no-untyped-def]
     """Packed index of the pixel (-1 if none) that a camera point falls on, and its image position."""
     if cz <= 1.0:
@@ -33,7 +34,7 @@ def nearest_pixel(camera, layout, cx, cy, cz):  # type: ignore[no-untyped-def]
     return first + int(v) * width + int(u), u, v
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def blended_depth(nearest, u, v, layout, depth_mm, slope):  # type: ignore[no-untyped-def]
     """The view's surface at an image position: the planes fitted at the four pixels around, those of another surface
     than the nearest pixel's left out."""

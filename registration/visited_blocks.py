@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 
+from registration.compiled import compiled
 from registration.view_lookup import project
 
 TILE = 8
@@ -15,7 +15,7 @@ LEAST_FACING = 0.06
 """A view that sees the surface flatter than this cosine is not listened to."""
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def mark_blocks(camera, grid_from_camera, layout, depth_mm, shape, block_mm, reach_mm):  # type: ignore[no-untyped-def]
     """Mask of the blocks within reach of one view's surface. Lens distortion is neglected within the reach."""
     marked = np.zeros(shape, np.bool_)
@@ -44,7 +44,7 @@ def mark_blocks(camera, grid_from_camera, layout, depth_mm, shape, block_mm, rea
     return marked
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def tile_ranges(layout, depth_mm):  # type: ignore[no-untyped-def]
     """Least and greatest depth (tiles, 2) of each tile of a view; (inf, 0) where it has none. What lies past the
     region of interest counts as infinitely far."""
@@ -66,7 +66,7 @@ def tile_ranges(layout, depth_mm):  # type: ignore[no-untyped-def]
     return out
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def block_relation(camera, layout, tile, cx, cy, cz, radius_mm, reach_mm):  # type: ignore[no-untyped-def]
     """What a view may say of a ball around a camera point: -1 nothing (out of sight or hidden), 1 all of it is
     looked through, 0 worth a look at each voxel."""

@@ -8,13 +8,13 @@ closure below is flat. A smooth correction takes the guess over into the known v
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 from scipy import fft
 from scipy.ndimage import gaussian_filter
 from skimage.measure import marching_cubes
 
+from registration.compiled import compiled
 from registration.depth import FittedViews
 from registration.fusion import Grid, views_from_grid
 from registration.mesh import Mesh, face_areas, face_normals
@@ -40,7 +40,7 @@ def forget_pieces(values: NDArray[np.float32], surface: Mesh, kept: NDArray[np.b
     values[drop] = np.nan
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def set_around(mask, cells, reach, value):  # type: ignore[no-untyped-def]
     """Set a mask in a cube around each cell."""
     nx, ny, nz = mask.shape
@@ -137,7 +137,7 @@ def _mirrored_slope(flow: NDArray, axis: int) -> NDArray[np.float64]:
     return np.moveaxis(0.5 * (ends[2:] - ends[:-2]), 0, axis)
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def splat(position, flow, shape):  # type: ignore[no-untyped-def]
     """Trilinear deposit of vectors (n, 3) at positions (n, 3) in cells; returns (3, ...) on the grid."""
     out = np.zeros((3, shape[0], shape[1], shape[2]))
@@ -185,7 +185,7 @@ def _correction(
     return np.asarray(gaussian_filter(gap * weight, sigma, mode="nearest") / (spread + 0.03))
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def filled_up(values, coarse, factor, limit):  # type: ignore[no-untyped-def]
     """Known values, and trilinear coarse cells within limits where there are none; a border of one voxel outside."""
     nx, ny, nz = values.shape
@@ -215,7 +215,7 @@ def filled_up(values, coarse, factor, limit):  # type: ignore[no-untyped-def]
     return out
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def count_empty(wanted, cell_mm, voxel_mm, M, cameras, layout, depth_mm):  # type: ignore[no-untyped-def]
     """How many views look past each wanted coarse cell's middle, at something clearly behind it."""
     shape = wanted.shape
