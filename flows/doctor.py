@@ -19,6 +19,7 @@ from typing import Literal
 from flows.engine import own_home
 from flows.lifeline import PARENT
 from flows.logs import log_folder
+from pipeline.known_sessions import known_places
 from pipeline.migration import SCHEMA_VERSION
 from pipeline.opening import CONFIG_PATH, open_workspace
 from pipeline.workspace import Workspace
@@ -150,11 +151,10 @@ def _workspace(url: str) -> Iterator[Check]:
     if isinstance(workspace.store, LocalStore):
         yield _room("disk", workspace.store.root)
     yield from _locks(workspace)
-    for path in workspace.store.list("sessions"):
-        for place in json.loads(workspace.store.get(path))["places"]:
-            if not Path(place["root"]).is_dir():
-                remedy = "mount it again, or ingest the session from where it lies now"
-                yield Check("session", "warn", f"{place['root']} is not there", remedy)
+    for place in known_places(workspace.store):
+        if not place.root.is_dir():
+            remedy = "mount it again, or ingest the session from where it lies now"
+            yield Check("session", "warn", f"{place.root} is not there", remedy)
 
 
 def _tried(name: str, check: Callable[[], Check], remedy: str) -> Check:

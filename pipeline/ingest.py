@@ -13,6 +13,7 @@ from typing import Any
 
 from pipeline.capture import read_capture
 from pipeline.keys import is_safe_name, subject_of
+from pipeline.known_sessions import Place, known_places, remember_place, session_path
 from pipeline.rawfiles import IngestedFiles, SessionFiles
 from pipeline.scan_landmarks import told_landmarks
 from pipeline.session import NOTE, FoundScan, Refusal, find_scans, read_session
@@ -119,12 +120,10 @@ def ingest_session(
 
 def look_again(workspace: Workspace) -> list[SessionLook]:
     """Look at every session that the workspace knows. Nothing is written."""
-    looks = []
-    for path in workspace.store.list("sessions"):
-        for place in json.loads(workspace.store.get(path))["places"]:
-            look = look_at_session(workspace, Path(place["root"]), place["subject_prefix"], copy=place["copy"])
-            looks.append(look)
-    return looks
+    return [
+        look_at_session(workspace, place.root, place.subject_prefix, copy=place.copy)
+        for place in known_places(workspace.store)
+    ]
 
 
 def take_in(workspace: Workspace, looks: list[SessionLook]) -> IngestReport:
@@ -360,16 +359,7 @@ def _read_looks(workspace: Workspace) -> dict[str, dict[str, str]]:
 
 def remember_session(workspace: Workspace, look: SessionLook) -> None:
     """Note where a session lies, so that each run looks at it again."""
-    path = _session_path(look.session_id)
-    place = {"root": str(look.root), "subject_prefix": look.subject_prefix, "copy": look.copy}
-    try:
-        note = json.loads(workspace.store.get(path))
-    except FileNotFoundError:
-        note = {"session_id": look.session_id, "places": []}
-    here = (place["root"], place["subject_prefix"])
-    others = [p for p in note["places"] if (p["root"], p["subject_prefix"]) != here]
-    note["places"] = sorted([*others, place], key=lambda p: (p["root"], p["subject_prefix"]))
-    workspace.store.put(path, canonical_json(note))
+    remember_place(workspace.store, look.session_id, Place(look.root, look.subject_prefix, look.copy))
 
 
 def _note_refusals(workspace: Workspace, looks: list[SessionLook], outcomes: Mapping[str, Manifest | Refusal]) -> None:
@@ -377,7 +367,7 @@ def _note_refusals(workspace: Workspace, looks: list[SessionLook], outcomes: Map
     by_session: dict[str, list[dict[str, str]]] = {}
     for look in looks:
         if look.fault is None:
-            refused = by_session.setdefault(_session_path(look.session_id), [])
+            refused = by_session.setdefault(session_path(look.session_id), [])
             late = (outcomes.get(str(pending.scan.folder)) for pending in look.pending)
             both = [*look.refused, *(outcome for outcome in late if isinstance(outcome, Refusal))]
             refused += [{"key": refusal.key, "line": refusal.line} for refusal in both if refusal.noted]
@@ -385,11 +375,6 @@ def _note_refusals(workspace: Workspace, looks: list[SessionLook], outcomes: Map
         note = json.loads(workspace.store.get(path))
         if note.get("refused", []) != refused:
             workspace.store.put(path, canonical_json(note | {"refused": refused}))
-
-
-def _session_path(session_id: str) -> str:
-    name = session_id if is_safe_name(session_id) else digest_json(session_id)[:16]
-    return f"sessions/{name}.json"
 
 
 def _keep_splits(workspace: Workspace) -> None:

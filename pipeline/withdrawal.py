@@ -15,6 +15,8 @@ from functools import partial
 
 from pipeline.inputs import expected_inputs, model_name
 from pipeline.keys import subject_of
+from pipeline.known_sessions import FOLDER as SESSIONS
+from pipeline.known_sessions import raw_folders
 from pipeline.models import LATEST_PATH, latest_model
 from pipeline.pseudonyms import PRIVATE, Pseudonyms
 from pipeline.release_documents import list_built
@@ -30,7 +32,7 @@ from storage.lock import hold
 from storage.manifest import Manifest, read_manifest, withdraw
 from storage.store import Store
 
-_CHECKPOINTS, _JUDGEMENTS, _SESSIONS = "checkpoints", "judgements", "sessions"
+_CHECKPOINTS, _JUDGEMENTS = "checkpoints", "judgements"
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,9 @@ class Withdrawal:
         removed: what went, as (kind, path).
         models: those trained on the subject's scans. Their codes of the subject go, their weights stay as they are.
         releases: those that hold the subject or such a model: name, version and place.
-        raw_files: folders outside the workspace, forgotten and not deleted.
+        raw_files: folders outside the workspace, forgotten and not deleted; of a withdrawal that is repeated, those
+            that lie in a session which the workspace still knows.
+        unread: a line for each known session that can't be read, where more of them may lie.
         left: texts in the workspace that name the subject still, which a person has to judge.
         again: the subject had been withdrawn before.
     """
@@ -69,6 +73,7 @@ class Withdrawal:
     models: tuple[str, ...]
     releases: tuple[str, ...]
     raw_files: tuple[str, ...]
+    unread: tuple[str, ...] = ()
     left: tuple[str, ...] = ()
     again: bool = False
 
@@ -115,7 +120,8 @@ def _withdraw(workspace: Workspace, traces: Traces, reason: str, on: str, dry_ru
         for built in list_built(store)
         if pseudonym in built.subjects or pseudonym in built.model_subjects
     )
-    raw_files = tuple(sorted({str(manifest.extra("source")) for manifest in ingested if manifest is not None}))
+    found, unread = raw_folders(store, subject)
+    taken_from = {str(manifest.extra("source")) for manifest in ingested if manifest is not None}
     left: tuple[str, ...] = ()
     if not dry_run and names is not None:
         tombstone = Tombstone(
@@ -137,7 +143,9 @@ def _withdraw(workspace: Workspace, traces: Traces, reason: str, on: str, dry_ru
         left = tuple(_still_named(workspace, traces))
         put_tombstone(store, names, subject, tombstone.model_copy(update={"finished": not left}))
     removed = tuple((removal.what, removal.path) for removal in removals)
-    return Withdrawal(subject, pseudonym, removed, models, releases, raw_files, left, standing is not None)
+    raw_files = tuple(sorted(found | taken_from))
+    again = standing is not None
+    return Withdrawal(subject, pseudonym, removed, models, releases, raw_files, tuple(sorted(unread)), left, again)
 
 
 _CODES_OF_MODEL = "codes in a model"
@@ -242,7 +250,7 @@ class Removals:
         for path in self.store.list():
             if self.traces.in_path(path):
                 continue
-            if path.startswith(f"{_SESSIONS}/") and self._is_of_subject_alone(path):
+            if path.startswith(f"{SESSIONS}/") and self._is_of_subject_alone(path):
                 yield Removal("session of the subject alone", path, partial(self.store.delete, path))
             elif path.partition("/")[0] not in untouched and _names(self.store, self.traces, path):
                 yield Removal("lines about the subject", path, partial(self._rewrite, path))

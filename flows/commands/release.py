@@ -191,6 +191,7 @@ def withdraw(
     ]
     lines += [f"release that holds {done.pseudonym}: {place}; tell its receivers" for place in done.releases]
     lines += [f"raw files, for you to delete: {folder}" for folder in done.raw_files]
+    lines += [f"session that may hold more raw files: {fault}" for fault in done.unread]
     lines += [f"log outside the workspace, for you to delete: {path}" for path in logs]
     lines += [f"names the person still: {path}" for path in done.left]
     if dry_run:

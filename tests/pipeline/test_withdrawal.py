@@ -26,7 +26,17 @@ from storage.errors import ConfigError, StorageConflict
 from storage.lock import hold
 from storage.manifest import Manifest
 from storage.store import LocalStore
-from tests.pipeline.release_rig import COST, STEPS, bring_up, code_rows, names_in, opened, tree
+from tests.pipeline.release_rig import (
+    COST,
+    STEPS,
+    bring_up,
+    code_rows,
+    names_in,
+    new_workspace,
+    opened,
+    session_of,
+    tree,
+)
 
 SUBJECT, ON = "xq-17", "2026-02-03"
 
@@ -120,6 +130,22 @@ def test_models_releases_and_raw_files_are_listed(lived_in, tmp_path):
     assert other.releases == done.releases
 
 
+def test_a_repeated_withdrawal_lists_what_is_still_to_be_deleted(lived_in, make_session):
+    people = {name: {"expressions": ["frown"]} for name in (SUBJECT, "bd-03")}
+    later = session_of(make_session, "later", people, session_id="later")
+    ingest_session(lived_in, later)
+    first = withdraw(lived_in)
+    own = str(later / SUBJECT / "frown")
+    assert own in first.raw_files
+    again = withdraw(lived_in)
+    assert (again.raw_files, again.unread) == (first.raw_files, ())
+    shutil.rmtree(own)
+    assert withdraw(lived_in).raw_files == tuple(folder for folder in first.raw_files if folder != own)
+    (later / "session.json").unlink()
+    assert str(later) in withdraw(lived_in).unread[0]
+    assert names_in(lived_in.store.root, SUBJECT) == []
+
+
 def test_the_run_after_goes_on_without_the_person(lived_in, tmp_path):
     source = Path(lived_in.manifest("ingest", f"{SUBJECT}/smile").extra("source"))
     withdraw(lived_in)
@@ -150,8 +176,6 @@ def test_a_dry_run_writes_nothing(lived_in):
 
 
 def test_a_session_of_the_person_alone_is_forgotten(lived_in, make_session):
-    from tests.pipeline.release_rig import session_of
-
     alone = session_of(make_session, SUBJECT, {SUBJECT: {"expressions": ["frown"]}}, session_id=f"day of {SUBJECT}")
     ingest_session(lived_in, alone)
     assert len(lived_in.store.list("sessions")) == 2
@@ -184,8 +208,6 @@ def test_words_of_others_are_left_to_a_person(lived_in):
 
 @pytest.mark.parametrize("subject", ["1", "a", "001"])
 def test_ids_that_look_like_other_things(tmp_path, make_session, subject):
-    from tests.pipeline.release_rig import new_workspace, session_of
-
     workspace = new_workspace(LocalStore(tmp_path / "workspace"))
     people = {subject: {}, f"{subject}1": {}, f"{subject}.b": {}, f"x-{subject}": {}}
     ingest_session(workspace, session_of(make_session, "one", people))
