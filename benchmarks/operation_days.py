@@ -20,8 +20,9 @@ from pipeline.snapshot import take_snapshot
 from pipeline.withdrawal import withdraw_subject
 from storage.store import open_store
 
-NAMES = ("neutral", "smile", "frown", "open")
+NAMES = ("neutral", "smile", "frown", "open", "pout")
 BAD_SHARE = 0.05
+"""Exactly so many of all scans; none is a canonical one, whose subject's other scans would be rejected with it."""
 
 
 def days(rows: Rows, quick: bool) -> dict[str, float]:
@@ -34,8 +35,13 @@ def days(rows: Rows, quick: bool) -> dict[str, float]:
 def _days(work: Path, hours: int, night: int) -> dict[str, Any]:
     from flows.engine import OwnServer, quiet_engine
 
+    rng = np.random.default_rng(0)
+    subjects = [f"p{hour:03d}" for hour in range(hours)]
+    bad = rng.permutation([f"{subject}/{name}" for subject in subjects for name in NAMES[1:]])
+    bad = bad[: round(BAD_SHARE * len(subjects) * len(NAMES))].tolist()
     # Half of the bad scans are found when they are taken in, half by cleaning.
-    os.environ["OPERATION_BAD_SHARE"] = str(BAD_SHARE / 2)
+    empty, worthless = bad[::2], bad[1::2]
+    os.environ["OPERATION_BAD_SCANS"] = ",".join(worthless)
     os.environ["PREFECT_API_URL"] = OwnServer(work / "engine", work / "engine.log").url
     quiet_engine()
     from flows.deployments import ingest_session, process, release, retrain
@@ -44,12 +50,10 @@ def _days(work: Path, hours: int, night: int) -> dict[str, Any]:
     inbox, out = work / "days-inbox", work / "days-release"
     for folder in (inbox, out):
         shutil.rmtree(folder, ignore_errors=True)
-    rng = np.random.default_rng(0)
-    subjects = [f"p{hour:03d}" for hour in range(hours)]
     withdrawn: list[str] = []
     models = 0
     for hour, subject in enumerate(subjects):
-        session = ball_session(inbox / f"hour-{hour:02d}", subject, NAMES, rng, BAD_SHARE / 2)
+        session = ball_session(inbox / f"hour-{hour:02d}", subject, NAMES, rng, empty)
         ingest_session(url, str(session))
         process(url, 2, SMALL)
         if hour % night == night - 1:
@@ -67,11 +71,17 @@ def _days(work: Path, hours: int, night: int) -> dict[str, Any]:
     names = Pseudonyms.of(workspace.store)
     delivered = [f"{subject}/{name}" for subject in subjects for name in NAMES]
     keys = {names.scan(key): key for key in delivered}
-    fates = Counter(keys[scan.key] for scan in released) + rejected
-    once = sum(fates[key] == (0 if key.split("/")[0] in withdrawn else 1) for key in delivered)
+    given_out = Counter(keys[scan.key] for scan in released)
+
+    def as_it_should(key: str) -> bool:
+        wanted = (0, 0) if key.split("/")[0] in withdrawn else (0, 1) if key in bad else (1, 0)
+        return (given_out[key], rejected[key]) == wanted
+
+    once = sum(map(as_it_should, delivered))
     print(f"days: {len(released)} released, {sum(rejected.values())} rejected, {len(withdrawn)} people withdrawn")
     return {
         "delivered": len(delivered),
+        "bad": len(bad),
         "released": len(released),
         "rejected": sum(rejected.values()),
         "withdrawn": len(withdrawn) * len(NAMES),

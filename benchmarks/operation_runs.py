@@ -9,7 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -171,16 +171,17 @@ def write_depth(file: Path, depth: np.ndarray) -> None:
     file.write_bytes(packed.getvalue())
 
 
-def ball_session(root: Path, subject: str, names: tuple[str, ...], rng: np.random.Generator, bad_share: float) -> Path:
-    """A session of one subject's fused meshes, each a ball of its own; some but the first are empty files."""
+def ball_session(
+    root: Path, subject: str, names: tuple[str, ...], rng: np.random.Generator, empty: Collection[str]
+) -> Path:
+    """A session of one subject's fused meshes, each a ball of its own; those whose key is named are empty files."""
     for name in names:
         folder = root / subject / name
         folder.mkdir(parents=True)
         points = rng.normal(size=(300, 3))
         points *= 100 / np.linalg.norm(points, axis=1, keepdims=True)
         data = write_ply(dict(zip("xyz", points.T, strict=True)), np.arange(300, dtype=np.int32).reshape(-1, 3))
-        bad = rng.uniform() < bad_share and name != names[0]
-        (folder / "scan.ply").write_bytes(b"" if bad else data)
+        (folder / "scan.ply").write_bytes(b"" if f"{subject}/{name}" in empty else data)
     note = {
         "schema_version": 1,
         "session_id": root.name,
