@@ -6,6 +6,7 @@ import hashlib
 import os
 import time
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from storage.manifest import Manifest
 from storage.ply import write_ply
 
 SECONDS = float(os.environ.get("OPERATION_STEP_SECONDS", "0"))
-BAD_SHARE = float(os.environ.get("OPERATION_BAD_SHARE", "0"))
+BAD_SCANS = os.environ.get("OPERATION_BAD_SCANS", "").split(",")
 
 
 def _run(step: str, workspace: Workspace, key: str) -> Manifest:
@@ -28,7 +29,7 @@ def _run(step: str, workspace: Workspace, key: str) -> Manifest:
         workspace.tell(part, 4, "")
         time.sleep(SECONDS / 4)
     digest = hashlib.sha256(repr((step, key, sorted(inputs.items()))).encode()).digest()
-    if step == "clean" and int.from_bytes(hashlib.sha256(key.encode()).digest()[:4], "big") < BAD_SHARE * 2**32:
+    if step == "clean" and key in BAD_SCANS:
         raise ScanRejected(f"{key}: is bad (a benchmark); capture it again")
     points = np.frombuffer(digest + digest[:4], np.uint8).reshape(-1, 3).astype(np.float32)
     mesh = write_ply(dict(zip("xyz", points.T, strict=True)), np.arange(12, dtype=np.int32).reshape(-1, 3))
@@ -58,8 +59,7 @@ def run_train(workspace: Workspace, key: str) -> Manifest:
 
 def train_on(workspace: Workspace, parent: str) -> dict[str, Any]:
     """What a retraining calls: train the model that the data calls for."""
-    made = execute_in(workspace, "train", "")
-    return {"name": made.key, "verdict": made.verdict, "reasons": list(made.reasons)}
+    return asdict(execute_in(workspace, "train", ""))
 
 
 def compare_models(workspace: Workspace, candidate: str, last: str) -> dict[str, Any]:

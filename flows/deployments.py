@@ -23,9 +23,11 @@ from flows.notify import notify
 from flows.patience import patiently
 from flows.process import bring_up_to_date, ingest_sessions
 from flows.run import sum_up
+from flows.runlog import RunLog
 from flows.sweeping import sweep as sweep_up
 from flows.worker import load_steps
-from flows.workers import REAL_STEPS, Workers
+from flows.workers import REAL_STEPS, Done, Workers
+from pipeline.execute import Outcome
 from pipeline.inbox import Seen, look_at_inbox
 from pipeline.models import latest_model, promote
 from pipeline.opening import open_workspace
@@ -33,7 +35,6 @@ from pipeline.promotion import new_subjects
 from pipeline.rejected import list_rejected
 from pipeline.release_build import build_release
 from pipeline.release_config import Part
-from pipeline.release_documents import list_built, parse_version
 from pipeline.snapshot import Snapshot, take_snapshot
 from pipeline.workspace import Workspace
 from storage.digest import canonical_json
@@ -167,21 +168,26 @@ def retrain(
         def hear_nothing(done: int, total: int, note: str) -> None:
             lock.check()
 
-        trained = pool.call_function(workspace, f"{functions}:train_on", {"parent": last.name}, hear_nothing)
-        found: dict[str, Any] = {"trained": True, "promoted": False, "new_subjects": len(new)} | trained
-        if trained["verdict"] != "accepted":
-            found["why"] = "; ".join(trained["reasons"])
+        log = RunLog(opened, runtime.flow_run.id or "")
+        called = pool.call_function(workspace, f"{functions}:train_on", {"parent": last.name}, hear_nothing)
+        model = Outcome.of_plain(called.result)
+        log.add(Done(model, called.seconds, called.steps_per_second))
+        found: dict[str, Any] = {"trained": True, "promoted": False, "new_subjects": len(new), "name": model.key}
+        if model.verdict != "accepted":
+            found["why"] = "; ".join(model.reasons)
         else:
-            both = {"candidate": trained["name"], "last": last.name}
-            compared = pool.call_function(workspace, f"{functions}:compare_models", both, hear_nothing)
+            both = {"candidate": model.key, "last": last.name}
+            compared = pool.call_function(workspace, f"{functions}:compare_models", both, hear_nothing).result
             show_comparison(compared)
             found |= compared
             for step in ("evaluate", "report"):
                 if step in opened.steps:
-                    pool.call(workspace, step, trained["name"], hear_nothing)
+                    log.add(pool.call(workspace, step, model.key, hear_nothing))
             if compared["promote"]:
-                promote(opened, trained["name"])
+                promote(opened, model.key)
                 found["promoted"] = True
+        patiently(log.write, opened.url)
+        show_cost("retrain-model", log.cost())
     event = "promoted" if found["promoted"] else "not-promoted"
     notify(service.notify_url, event, f"{found['name']}: {found['why']}", comparison=found)
     return found
@@ -210,14 +216,18 @@ def release(
         Version, place, digest of the manifest, scans, and how many were left out.
     """
     opened = open_workspace(workspace)
-    run = runtime.flow_run.id or ""
-    with hold(opened.store, "run", "building a release", run=run, wait_seconds=60 * wait_minutes):
-        version = version or _next_version(opened)
-        out = out or f"{workspace.rstrip('/')}-releases/{version}"
-        built = build_release(opened, version, open_store(out), tuple(parts) or None, model)
+    built = build_release(
+        opened,
+        version or None,
+        open_store(out) if out else None,
+        tuple(parts) or None,
+        model,
+        run=runtime.flow_run.id or "",
+        wait_seconds=60 * wait_minutes,
+    )
     return {
-        "version": version,
-        "release": out,
+        "version": built.record.version,
+        "release": built.record.place,
         "manifest_sha256": built.record.manifest_sha256,
         "scans": len(built.scans),
         "left_out": len(built.left_out),
@@ -310,14 +320,6 @@ def _show_sessions(workspace: Workspace, book: Snapshot, keys: set[str]) -> None
         if share > limit:
             what = f"session {session}: {share:.0%} of {len(own)} scans were rejected, limit {limit:.0%}"
             notify(workspace.config.service.notify_url, "rejected-share", what, session=session, share=share)
-
-
-def _next_version(workspace: Workspace) -> str:
-    built = [version for each in list_built(workspace.store) if (version := parse_version(each.version)) is not None]
-    if not built:
-        return "1.0.0"
-    major, minor, _ = max(built)
-    return f"{major}.{minor + 1}.0"
 
 
 def _read_json(workspace: Workspace, path: str) -> dict[str, Any]:

@@ -25,7 +25,8 @@ class RunLog:
     """The log of one run.
 
     ``runs/TIME-HOST-PID.json`` holds its cost by step, ``runs/TIME-HOST-PID.jsonl`` a line a finished job, each with
-    the scan's key: time, step, key, session, what was done and why, verdict, reasons, seconds and bytes.
+    the scan's key: time, step, key, session, what was done and why, verdict, reasons, seconds and bytes; a training's
+    steps a second by stage as well.
 
     Attributes:
         workspace: the workspace that is brought up to date.
@@ -49,6 +50,8 @@ class RunLog:
     def add(self, done: Done, session: str = "") -> None:
         """Note a finished job. May be called from any thread."""
         line = asdict(done.outcome) | {"seconds": done.seconds, "session": session, "time": _now(), "run": self.run}
+        if done.steps_per_second:
+            line["steps_per_second"] = {part: round(rate, 3) for part, rate in done.steps_per_second.items()}
         ended = time.monotonic()
         with self._lock:
             first, _ = self._spans.get(done.outcome.step, (ended - done.seconds, ended))
@@ -66,7 +69,7 @@ class RunLog:
     def cost(self) -> dict[str, dict[str, float]]:
         """Results, seconds of work, seconds from the first's start to the last's end, and bytes by step."""
         by_step: dict[str, dict[str, float]] = {}
-        for outcome, seconds in self.done:
+        for outcome, seconds, _ in self.done:
             sums = by_step.setdefault(outcome.step, {"results": 0, "seconds": 0.0, "bytes": 0})
             sums["results"] += outcome.kind != "fresh"
             sums["seconds"] = round(sums["seconds"] + seconds, 3)

@@ -11,7 +11,7 @@ import os
 import signal
 import subprocess
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from queue import LifoQueue
@@ -29,10 +29,25 @@ _THREAD_LIMITS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", 
 
 
 class Done(NamedTuple):
-    """A finished job."""
+    """A finished job.
+
+    Attributes:
+        outcome: what became of the key.
+        seconds: what it took.
+        steps_per_second: how fast the named parts of a long step went, such as the stages of a training.
+    """
 
     outcome: Outcome
     seconds: float
+    steps_per_second: Mapping[str, float] = {}
+
+
+class Called(NamedTuple):
+    """What a function returned, and what it took: see ``Done``."""
+
+    result: Any
+    seconds: float
+    steps_per_second: Mapping[str, float]
 
 
 class Workers:
@@ -89,15 +104,14 @@ class Workers:
                         why, remedy = f"{limit_minutes:g} minutes are its limit", "run again where less else runs"
                         raise TimeLimitError(one_line("took too long", f"{step} of {key}", why, remedy)) from None
                     raise
-            outcome = told["outcome"]
-            return Done(Outcome(**outcome | {"reasons": tuple(outcome["reasons"])}), told["seconds"])
+            return Done(Outcome.of_plain(told["outcome"]), told["seconds"], told["steps_per_second"])
         finally:
             self._idle.put(process)
 
     def call_function(
         self, workspace: str, function: str, arguments: dict[str, Any], on_progress: Callable[[int, int, str], None]
-    ) -> Any:
-        """Call a function of a workspace in a worker, and return what it returns: a plain value.
+    ) -> Called:
+        """Call a function of a workspace in a worker; it returns a plain value.
 
         Args:
             function: ``MODULE:NAME``.
@@ -111,7 +125,8 @@ class Workers:
             if process is None or process.poll() is not None:
                 process = self._start(function)
             job = {"workspace": workspace, "call": function, "arguments": arguments}
-            return self._ask(process, function, job, on_progress)["result"]
+            told = self._ask(process, function, job, on_progress)
+            return Called(told["result"], told["seconds"], told["steps_per_second"])
         finally:
             self._idle.put(process)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from pipeline.inputs import model_name
 from pipeline.opening import open_workspace
@@ -42,6 +42,11 @@ class Outcome:
     reasons: tuple[str, ...] = ()
     bytes: int = 0
 
+    @classmethod
+    def of_plain(cls, told: Mapping[str, Any]) -> Outcome:
+        """One that came from another process, as JSON has it."""
+        return cls(**{**told, "reasons": tuple(told["reasons"])})
+
 
 def execute(url: str, step: str, key: str, steps: Mapping[str, StepSpec] = STEPS) -> Outcome:
     """Do what a step has to do for one key, in the workspace at ``url``. Takes and gives plain values only."""
@@ -66,7 +71,7 @@ def execute_in(workspace: Workspace, step: str, key: str) -> Outcome:
         key = model_name(workspace)  # a model is named by its data; what follows training goes by the model
     action = decide(workspace, spec, key)
     if action is None:
-        return _outcome(spec, key, "fresh", "", workspace.manifest(step, key))
+        return outcome_of(spec, key, "fresh", "", workspace.manifest(step, key))
     if action.kind == "withdraw":
         withdraw(workspace.store, spec.manifest_path(key), spec.own_folder)
         made = None
@@ -78,7 +83,7 @@ def execute_in(workspace: Workspace, step: str, key: str) -> Outcome:
         if left is not None and spec.scope == "scan":
             raise StorageConflict(one_line("is stale as soon as made", f"{step} of {key}", left.why, "run again"))
     log.info("%s: %s %s (%s): %s", key, step, action.kind, action.why, made.verdict if made else "withdrawn")
-    return _outcome(spec, key, action.kind, action.why, made)
+    return outcome_of(spec, key, action.kind, action.why, made)
 
 
 def _compute(workspace: Workspace, spec: StepSpec, key: str) -> Manifest:
@@ -99,7 +104,8 @@ def _judge_anew(workspace: Workspace, spec: StepSpec, key: str) -> Manifest:
     return anew
 
 
-def _outcome(spec: StepSpec, key: str, kind: Kind | Literal["fresh"], why: str, made: Manifest | None) -> Outcome:
+def outcome_of(spec: StepSpec, key: str, kind: Kind | Literal["fresh"], why: str, made: Manifest | None) -> Outcome:
+    """What became of a key, by the manifest that stands now."""
     if made is None:
         return Outcome(spec.name, key, kind, why, None)
     total = sum(output.bytes for output in made.outputs.values())

@@ -9,6 +9,7 @@ from pipeline.ingest import look_again
 from pipeline.planner import Action, plan
 from pipeline.snapshot import take_snapshot
 from pipeline.standing import StepStanding, stand
+from pipeline.train_config import STEP_VERSION, TrainConfig, expected_minutes, stages_of
 from pipeline.workspace import Workspace
 
 _RUNS = 20
@@ -46,12 +47,14 @@ def look_ahead(workspace: Workspace, until: str | None = None, every_byte: bool 
     """
     snapshot = take_snapshot(workspace, every_byte)
     costs = _measured(workspace)
+    settings: TrainConfig = workspace.config.of_step("train")  # type: ignore[assignment]
+    training_minutes = expected_minutes(settings, _seconds_per_point(workspace, settings))
     pending = [
         Action("ingest", found.scan.key, "compute", found.why)
         for look in look_again(workspace)
         for found in look.pending
     ]
-    actions = [_as_measured(action, costs) for action in (*pending, *plan(snapshot, until))]
+    actions = [_as_measured(action, costs, training_minutes) for action in (*pending, *plan(snapshot, until))]
     return Outlook(tuple(actions), tuple(stand(snapshot, actions)))
 
 
@@ -68,9 +71,29 @@ def _measured(workspace: Workspace) -> dict[str, tuple[float, float]]:
     return {step: (told[1] / told[0] / 60, told[2] / told[0] / 1e6) for step, told in sums.items() if told[0]}
 
 
-def _as_measured(action: Action, costs: dict[str, tuple[float, float]]) -> Action:
-    # How long a model takes depends on the data's size and the settings, which may have changed since.
-    if action.kind != "compute" or action.step not in costs or action.step == "train":
+def _seconds_per_point(workspace: Workspace, config: TrainConfig) -> dict[str, float]:
+    """What each stage of the last training of such a field took here for one point of a step."""
+    found: dict[str, float] = {}
+    logs = [path for path in workspace.store.list("runs") if path.endswith(".jsonl")]
+    lines = [line for path in logs[-_RUNS:] for line in workspace.store.get(path).splitlines()]
+    for told in map(json.loads, reversed(lines)):
+        if told["step"] != "train" or "steps_per_second" not in told:
+            continue
+        manifest = workspace.manifest("train", told["key"])
+        if manifest is None or manifest.step_version != STEP_VERSION:
+            continue
+        then = TrainConfig.model_validate({k: v for k, v in manifest.config.items() if k in TrainConfig.model_fields})
+        if then.training.field == config.training.field:
+            for stage, work in stages_of(then).items():
+                if rate := told["steps_per_second"].get(stage):
+                    found.setdefault(stage, 1 / (rate * work.points))
+    return found
+
+
+def _as_measured(action: Action, costs: dict[str, tuple[float, float]], training_minutes: float) -> Action:
+    if action.kind != "compute":
         return action
-    minutes, megabytes = costs[action.step]
+    minutes, megabytes = costs.get(action.step, (action.minutes, action.megabytes))
+    if action.step == "train":  # how long it takes depends on the settings, which may have changed since
+        minutes = training_minutes
     return replace(action, minutes=minutes, megabytes=megabytes)

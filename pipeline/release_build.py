@@ -34,8 +34,9 @@ from pipeline.withdrawn_codes import learned_from_withdrawn
 from pipeline.workspace import Workspace
 from storage.digest import digest_bytes
 from storage.errors import ConfigError, one_line
+from storage.lock import hold
 from storage.manifest import Output, describe
-from storage.store import Store
+from storage.store import Store, open_store
 
 _WRITERS = 4
 """Files on their way at once; each is held in memory whole."""
@@ -70,29 +71,46 @@ class BuildResult:
 
 def build_release(
     workspace: Workspace,
-    version: str,
-    target: Store,
+    version: str | None,
+    target: Store | None,
     parts: Sequence[Part] | None = None,
     model: str | None = None,
     tell: Tell = lambda done, total: None,
+    *,
+    run: str = "",
+    wait_seconds: float = 0.0,
 ) -> BuildResult:
     """Build a release. A build that was killed goes on where it was; nothing counts before the manifest is there.
 
+    No run changes the workspace meanwhile.
+
     Args:
         workspace: where from.
-        version: MAJOR.MINOR.PATCH.
-        target: an empty folder or bucket, or one that an unfinished build of the same version left.
+        version: MAJOR.MINOR.PATCH; None: the next minor one after the last release.
+        target: an empty folder or bucket, or one that an unfinished build of the same version left; None: beside the
+            workspace.
         parts: what to put in; None: everything, the model if one is promoted.
         model: which model; None: the promoted one.
         tell: hears how many files of how many are done.
+        run: the engine's id of the run.
+        wait_seconds: how long to wait for a run of the workspace.
 
     Raises:
         ConfigError: the version is none, the target holds something else or lies in the workspace, nothing may be
             released, or a person would change sides within a major version.
-        StorageConflict: a file of the workspace is damaged, or would name a subject.
+        StorageConflict: a run is under way in the workspace, or a file of it is damaged or would name a subject.
     """
-    if parse_version(version) is None:
+    if version is not None and parse_version(version) is None:
         raise ConfigError(one_line("is no version", repr(version), "", "write it as MAJOR.MINOR.PATCH, such as 1.2.0"))
+    with hold(workspace.store, "run", "building a release", run=run, wait_seconds=wait_seconds):
+        version = version or _next_version(workspace)
+        target = target or open_store(f"{workspace.url}-releases/{version}")
+        return _build(workspace, version, target, parts, model, tell)
+
+
+def _build(
+    workspace: Workspace, version: str, target: Store, parts: Sequence[Part] | None, model: str | None, tell: Tell
+) -> BuildResult:
     chosen, name = _choose(workspace, parts, model)
     standing = _look_at_target(workspace, target, version)
     book = take_snapshot(workspace)
@@ -127,6 +145,14 @@ def build_release(
         contents.model_subjects_left_out,
         tuple(others),
     )
+
+
+def _next_version(workspace: Workspace) -> str:
+    built = [version for each in list_built(workspace.store) if (version := parse_version(each.version)) is not None]
+    if not built:
+        return "1.0.0"
+    major, minor, _ = max(built)
+    return f"{major}.{minor + 1}.0"
 
 
 def _write_files(

@@ -5,17 +5,18 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
+from pipeline.execute import outcome_of
 from pipeline.held_out import FIGURE, freeze, measure_model
 from pipeline.promotion import compare
 from pipeline.workspace import Workspace
 
 
 def train_on(workspace: Workspace, parent: str) -> dict[str, Any]:
-    """Train a model that goes on from ``parent``; its name, verdict and reasons."""
+    """Train a model that goes on from ``parent``; an ``Outcome``'s fields."""
     from pipeline.train import retrain  # batches and shards: loaded where they are needed alone
 
     made = retrain(workspace, parent)
-    return {"name": made.key, "verdict": made.verdict, "reasons": made.reasons}
+    return asdict(outcome_of(workspace.steps["train"], made.key, "compute", f"goes on from {parent}", made))
 
 
 def compare_models(workspace: Workspace, candidate: str, last: str) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -114,13 +114,41 @@ def judge_train(figures: Mapping[str, Any], thresholds: TrainThresholds) -> list
     return reasons
 
 
-def expected_minutes(config: TrainConfig) -> float:
-    """Rough time of a training on 2 cores, from its steps and the points of each; networks of the default size."""
-    identity_points = config.subjects_per_step * (config.surface_points + config.near_points + config.space_points)
-    of_scan = config.pair_points + config.posed_surface_points + config.posed_near_points
-    training, motion_points = config.training, config.scans_per_step * of_scan
-    motion_steps = training.stage1.steps if training.joint else training.stage2.steps
-    stages = training.stage1.steps * identity_points + motion_steps * motion_points
-    if training.field.color is not None:
-        stages += training.stage4.steps * config.subjects_per_step * config.color_points
-    return stages * _SECONDS_PER_POINT / 60
+class StageWork(NamedTuple):
+    """What a stage of a training goes through."""
+
+    steps: int
+    points: int
+    """A step."""
+
+
+def stages_of(config: TrainConfig) -> dict[str, StageWork]:
+    """What each stage of a training goes through, by its name."""
+    identity = config.subjects_per_step * (config.surface_points + config.near_points + config.space_points)
+    motion = config.scans_per_step * (config.pair_points + config.posed_surface_points + config.posed_near_points)
+    training, field = config.training, config.training.field
+    if training.joint:
+        stages = {"joint": StageWork(training.stage1.steps, identity + motion)}
+    else:
+        stages = {
+            "stage1": StageWork(training.stage1.steps, identity),
+            "stage2": StageWork(training.stage2.steps, motion),
+        }
+    if field.regions is not None:
+        stages["stage3"] = StageWork(training.stage3.steps, identity)
+    if field.color is not None:
+        stages["stage4"] = StageWork(training.stage4.steps, config.subjects_per_step * config.color_points)
+    return stages
+
+
+def expected_minutes(config: TrainConfig, seconds_per_point: Mapping[str, float] | None = None) -> float:
+    """Rough time of a training.
+
+    Args:
+        config: of the step.
+        seconds_per_point: what stages took here before for one point of a step, by their names; one that is not among
+            them goes by what networks of the default size take on 2 cores.
+    """
+    known = seconds_per_point or {}
+    stages = stages_of(config).items()
+    return sum(work.steps * work.points * known.get(name, _SECONDS_PER_POINT) for name, work in stages) / 60

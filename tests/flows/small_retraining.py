@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import asdict
 from typing import Any
 
 from pipeline.execute import execute_in
@@ -11,8 +12,7 @@ from pipeline.workspace import Workspace
 
 def train_on(workspace: Workspace, parent: str) -> dict[str, Any]:
     """Train the model that the data calls for."""
-    made = execute_in(workspace, "train", "")
-    return {"name": made.key, "verdict": made.verdict, "reasons": list(made.reasons)}
+    return asdict(execute_in(workspace, "train", ""))
 
 
 def compare_models(workspace: Workspace, candidate: str, last: str) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from flows.failures import PassingError, StepError, TimeLimitError
+from flows.worker import Pace
 from flows.workers import Workers
 from pipeline.ingest import ingest_session
 from pipeline.opening import open_workspace
@@ -40,6 +41,14 @@ def test_a_worker_executes_and_tells_how_far_it_is(scans, tmp_path):
     assert heard == [(0, 4, ""), (1, 4, ""), (2, 4, ""), (3, 4, "")]
     assert again.outcome.kind == "fresh"
     assert (tmp_path / "log").read_text() == ""
+
+
+def test_the_pace_of_named_parts_is_told(monkeypatch):
+    pace, clock = Pace(), iter([0.0, 1.0, 5.0, 6.0, 7.0, 8.0])
+    monkeypatch.setattr("time.perf_counter", lambda: next(clock))
+    for done, part in [(101, "stage1"), (102, "stage1"), (113, "stage1"), (114, "stage2"), (3, ""), (4, "")]:
+        pace.hear(done, part)
+    assert pace.steps_per_second() == {"stage1": 12 / 5}
 
 
 def test_a_rejected_scan_is_an_outcome(scans, tmp_path, monkeypatch):

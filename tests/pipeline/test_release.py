@@ -23,6 +23,7 @@ from pipeline.release_verify import verify_release
 from pipeline.row_decoding import decode_rows
 from pipeline.workspace import Workspace
 from storage.errors import ConfigError, StorageConflict
+from storage.lock import hold
 from storage.store import LocalStore, ObjectStore, Store
 from tests.pipeline.release_rig import (
     CONSENT,
@@ -210,6 +211,25 @@ def test_a_release_that_stands_is_never_overwritten(finished, tmp_path):
     for wrong in ("1", "1.0", "v1.0.0", "01.0.0", "1.0.0\n"):
         with pytest.raises(ConfigError, match="is no version"):
             build_release(finished, wrong, LocalStore(tmp_path / "new"))
+
+
+def test_no_run_goes_on_beside_a_build(finished, tmp_path):
+    with hold(finished.store, "run", "running"), pytest.raises(StorageConflict, match="is in use"):
+        built(finished, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+    def begins_a_run(done: int, total: int) -> None:
+        with pytest.raises(StorageConflict, match="building a release"), hold(finished.store, "run", "a run"):
+            pass
+
+    built(finished, tmp_path / "out", tell=begins_a_run)
+    with hold(finished.store, "run", "a run"):
+        pass
+
+
+def test_a_release_that_nobody_names_is_the_next_beside_the_workspace(finished):
+    places = [build_release(finished, None, None).record.place for _ in range(2)]
+    assert places == [f"{finished.url}-releases/{version}" for version in ("1.0.0", "1.1.0")]
 
 
 class _Killed(BaseException):
