@@ -613,7 +613,7 @@ def measure_flips(bench: Bench) -> Row:
     """One flipped byte in random files of a release, a store and a checkpoint: found, named, never read as data."""
     from model.checkpoint import encode
     from model.trained_model import new_model  # noqa: F401  # torch is there
-    from pipeline.train import Checkpoints
+    from pipeline.checkpoints import Checkpoints
 
     workspace = bench.workspace("flips", preset_config("demo"))
     keys = keys_of(workspace)

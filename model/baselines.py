@@ -11,6 +11,7 @@ from model.fit_config import FitConfig
 from model.head_fitter import NphmFitter
 from model.head_model import HeadModel
 from model.imface import ImFaceFitter, imface_box_mm, imface_data, imface_field, imface_losses
+from model.imface_fields import KEYPOINTS
 from model.npm import NpmFitter, npm_data, npm_field, npm_losses, npm_start
 from model.trained_model import WarmStart
 from model.training_data import TrainingData
@@ -19,8 +20,8 @@ from model.training_data import TrainingData
 class Baseline(ABC):
     """How a baseline differs from the head model; batches, loop, files and fit are the same."""
 
-    keypoints = False
-    """Whether the anchors of its data are the five keypoints of ``model.imface_fields``."""
+    landmarks: tuple[int, ...] = ()
+    """Which of the 68 serve as its anchors."""
 
     @abstractmethod
     def training(self, ours: TrainingConfig) -> TrainingConfig:
@@ -28,7 +29,7 @@ class Baseline(ABC):
 
     @abstractmethod
     def data(self, data: TrainingData) -> TrainingData:
-        """What it learns from, of what the head model learns from."""
+        """What it learns from, of what the head model learns from; the anchors are its landmarks."""
 
     def start(self, config: TrainingConfig, data: TrainingData, seed: int) -> WarmStart | None:
         """Weights to start from, where they are not drawn as usual."""
@@ -70,7 +71,7 @@ class _Npm(Baseline):
 @dataclass(frozen=True)
 class _ImFace(Baseline):
     settings: ImFaceTraining
-    keypoints = True
+    landmarks: tuple[int, ...] = KEYPOINTS
 
     def training(self, ours: TrainingConfig) -> TrainingConfig:
         stages = {"stage1": self.settings.stage1, "stage2": self.settings.stage2}

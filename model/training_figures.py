@@ -68,7 +68,9 @@ def training_figures(model: TrainedModel, data: TrainingData) -> dict[str, float
         if len(values):
             figures[f"{name}_median_mm"] = float(np.median(values))
             figures[f"{name}_p95_mm"] = float(np.percentile(values, 95))
-    figures["anchors_mean_mm"] = float(np.concatenate(anchors).mean())
+    wrong_anchors = np.concatenate(anchors)
+    if len(wrong_anchors):
+        figures["anchors_mean_mm"] = float(wrong_anchors.mean())
     trusted = np.concatenate(posed) if posed else np.zeros(0)
     if len(trusted):
         figures["posed_mean_mm"] = float(trusted.mean())

@@ -229,6 +229,8 @@ class DeformationBatches(_Batches):
             why = f"{len(subjects)} subjects for {len(self._sources)} scans"
             raise ConfigError(one_line("subjects and scans disagree", "deformation batches", why, "give one a scan"))
         self._subjects = np.asarray(subjects, np.int64)
+        self.keypoints_mm: NDArray[np.float32] | None = None
+        """(scans, k, 3) places on the posed heads; where they are set, batches have them as ``keypoints``."""
 
     @classmethod
     def in_memory(
@@ -238,7 +240,8 @@ class DeformationBatches(_Batches):
         return cls([MemorySource(one) for one in samples], subjects, **settings)
 
     def _labelled(self, scans: NDArray[np.int64]) -> Batch:
-        return {"scan": scans, "subject": self._subjects[scans]}
+        told = {"scan": scans, "subject": self._subjects[scans]}
+        return told if self.keypoints_mm is None else told | {"keypoints": self.keypoints_mm[scans]}
 
 
 class ColorBatches(_Batches):

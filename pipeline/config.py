@@ -11,6 +11,7 @@ import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from model.config import PAPER_FIELD
+from pipeline.baselines_config import BaselinesConfig
 from pipeline.capture import IngestConfig
 from pipeline.clean_config import CleanConfig, CleanThresholds
 from pipeline.evaluate_config import EvaluateConfig, EvaluateThresholds
@@ -74,6 +75,7 @@ class PipelineConfig(BaseModel):
     registration: RegisterConfig = Field(default=RegisterConfig(), alias="register")
     sample: SampleConfig = SampleConfig()
     train: TrainConfig = TrainConfig()
+    baselines: BaselinesConfig = BaselinesConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     thresholds: Thresholds = Thresholds()
     service: ServiceConfig = ServiceConfig()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pipeline.baselines import baseline_fitters
 from pipeline.compared import held_out_scans, linear_fitters, read_registration
 from pipeline.evaluate_config import EvaluateConfig
 from pipeline.keys import subject_of, take_of
@@ -36,7 +37,8 @@ def run_evaluate(workspace: Workspace, key: str) -> Manifest:
     Without held-out subjects the training heads alone are measured, and the figures say so.
 
     Args:
-        workspace: with accepted results of ``train``, ``clean`` and ``register``.
+        workspace: with accepted results of ``train``, ``clean`` and ``register``, and of ``baselines`` where the
+            settings name some.
         key: the model's name.
 
     Raises:
@@ -59,7 +61,8 @@ def run_evaluate(workspace: Workspace, key: str) -> Manifest:
     keys = held_out_scans(workspace, config.most_scans)
     total = len(keys) + len(canonical)
     nphm = NphmFitter(head, config.fit, config.resolution)
-    fitters: list[HeadFitter] = [nphm, *linear_fitters(workspace, head.subjects, template, config)]
+    fitters: list[HeadFitter] = [nphm, *baseline_fitters(workspace, key, config)]
+    fitters += linear_fitters(workspace, head.subjects, template, config)
     for number, scan_key in enumerate(keys):
         workspace.tell(number, total, f"fit to {scan_key}")
         result = evaluate_scan(

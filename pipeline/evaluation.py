@@ -53,7 +53,7 @@ class MethodResult:
 
     Attributes:
         fitted: the head, or None where the method gave none.
-        errors: by region; a region is missing where there was nothing to compare.
+        errors: by region; a region is missing where there was nothing to compare, or the method does not model it.
         failure: why the method counts as failed here, else empty.
     """
 
@@ -117,11 +117,12 @@ def measure(
     rng = np.random.default_rng(seed)
     predicted = visible_samples(fitted.mesh, scan.throat_plane, config.samples, rng, config.render_scale)
     errors = {}
-    for region in REGIONS_COMPARED:
+    regions = REGIONS_COMPARED if fitted.regions is None else fitted.regions
+    for region in regions:
         ours, theirs = on_region(predicted, scan, region, True), on_region(truth, scan, region, False)
         if len(ours.points_mm) and len(theirs.points_mm):
             errors[region] = compare_surfaces(fitted.mesh, ours, scan.clean, theirs)
-    missing = [region for region in REGIONS_COMPARED if region not in errors]
+    missing = [region for region in regions if region not in errors]
     return MethodResult(fitted, errors, f"{', '.join(missing)}: {NOTHING_TO_COMPARE}" if missing else "")
 
 

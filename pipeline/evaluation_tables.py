@@ -20,7 +20,10 @@ _COLUMNS = (
 
 
 def markdown_table(evaluation: Mapping[str, Any]) -> str:
-    """Means over the held-out scans by region and method, with the interval of the point-to-triangle distance."""
+    """Means over the held-out scans by region and method, with the interval of the point-to-triangle distance.
+
+    A method that models no more than faces has no line for heads.
+    """
     lines = [f"# Evaluation of {evaluation['model']}", "", evaluation["protocol"], ""]
     if not evaluation["held_out"]:
         lines += ["No subject is held out: there is nothing to fit to.", ""]
@@ -65,6 +68,8 @@ def _rows(summary: Mapping[str, Any]) -> list[list[str]]:
     for region in ("face", "head"):
         for method, of_method in summary.items():
             figures = of_method.get(region, {})
+            if not figures and of_method["failures"] < of_method["scans"]:
+                continue  # not its to model
             row = [region, method, str(of_method["scans"]), str(of_method["failures"])]
             row += [f"{figures[name]['mean']:.{digits}f}" if name in figures else "-" for name, _, digits in _COLUMNS]
             distance = figures.get("point_to_triangle_mm")

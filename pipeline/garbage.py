@@ -79,7 +79,9 @@ def _find(book: Snapshot, stats: Mapping[str, Stat]) -> Iterator[Garbage]:
         elif folder == SAMPLES_ROOT and rest.count("/") >= 2:
             yield Garbage(path, stat.bytes, "no manifest names it")
         elif folder == _CHECKPOINTS:
-            name = rest.partition("/")[0]
+            name, part = rest.split("/")[:2]
+            if part in book.config.baselines.methods and book.manifest("baselines", name) is None:
+                continue
             if book.manifest("train", name) is not None:
                 yield Garbage(path, stat.bytes, "its model is finished")
             elif "train" in book.steps and name != model_name(book):

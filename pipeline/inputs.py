@@ -102,7 +102,7 @@ def expected_inputs(book: Book, spec: StepSpec, key: str) -> dict[str, str]:
         for role, source in resolve(book, need, key):
             manifest = book.manifest(need.step, source)
             if need.over in ("own", "canonical", "model"):
-                if manifest is None or not manifest.accepted:
+                if (manifest is None and not need.optional) or (manifest is not None and not manifest.accepted):
                     inputs[role] = "missing" if manifest is None else "rejected"
                 if manifest is not None and need.takes(manifest):
                     inputs |= {f"{role}/{name}": sha for name, sha in result_digests(manifest).items()}

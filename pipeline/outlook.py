@@ -94,6 +94,6 @@ def _as_measured(action: Action, costs: dict[str, tuple[float, float]], training
     if action.kind != "compute":
         return action
     minutes, megabytes = costs.get(action.step, (action.minutes, action.megabytes))
-    if action.step == "train":  # how long it takes depends on the settings, which may have changed since
-        minutes = training_minutes
+    # how long a training takes depends on the settings, which may have changed since
+    minutes = {"train": training_minutes, "baselines": action.minutes}.get(action.step, minutes)
     return replace(action, minutes=minutes, megabytes=megabytes)

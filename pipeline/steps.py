@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-from pipeline import clean_config, evaluate_config, ingest, register_config, report_config, sample_config, train_config
+from pipeline import (
+    baselines_config,
+    clean_config,
+    evaluate_config,
+    ingest,
+    register_config,
+    report_config,
+    sample_config,
+    train_config,
+)
 from pipeline.stepspec import Later, Need, StepSpec
 
 INGEST = StepSpec("ingest", "ingest", ingest.STEP_VERSION, None, ingest.judge_ingest)
@@ -59,6 +68,21 @@ TRAIN = StepSpec(
     megabytes=20,
 )
 
+BASELINES = StepSpec(
+    "baselines",
+    "baselines",
+    baselines_config.STEP_VERSION,
+    Later("pipeline.baselines", "run_baselines"),
+    baselines_config.judge_baselines,
+    scope="model",
+    limit_minutes=None,
+    needs=(Need("train", "model"), Need("sample", "train"), Need("register", "train")),
+    wanted=baselines_config.are_wanted,
+    uses_template=True,
+    expect=baselines_config.expected_minutes,
+    megabytes=60,
+)
+
 EVALUATE = StepSpec(
     "evaluate",
     "evaluations",
@@ -69,6 +93,7 @@ EVALUATE = StepSpec(
     limit_minutes=None,
     needs=(
         Need("train", "model"),
+        Need("baselines", "model", optional=True),
         Need("clean", "train"),
         Need("register", "train"),
         Need("clean", "held_out"),
@@ -97,5 +122,7 @@ REPORT = StepSpec(
     megabytes=20,
 )
 
-STEPS: dict[str, StepSpec] = {spec.name: spec for spec in (INGEST, CLEAN, REGISTER, SAMPLE, TRAIN, EVALUATE, REPORT)}
+_IN_ORDER = (INGEST, CLEAN, REGISTER, SAMPLE, TRAIN, BASELINES, EVALUATE, REPORT)
+
+STEPS: dict[str, StepSpec] = {spec.name: spec for spec in _IN_ORDER}
 """The steps by name."""

@@ -27,11 +27,13 @@ class Need:
         step: the earlier step.
         over: whose results.
         rejected_too: whether rejected results are read as well.
+        optional: of its own model, whether the step does without, where there is none.
     """
 
     step: str
     over: Over = "own"
     rejected_too: bool = False
+    optional: bool = False
 
     def takes(self, manifest: Manifest) -> bool:
         """Whether a result may be read."""
@@ -69,6 +71,7 @@ class StepSpec:
         scope: one result a ``scan``, or one a ``model``.
         needs: what it reads. Without a result of the first one, and of each of the scan's own, there is nothing to do.
         heeds: what a person may say over its verdict.
+        wanted: whether the step's settings ask for it at all; always by default.
         uses_template: whether the template is among its inputs.
         own_folder: whether nobody else writes in FOLDER/KEY.
         minutes: rough cost of one key on 2 cores.
@@ -85,6 +88,7 @@ class StepSpec:
     scope: Literal["scan", "model"] = "scan"
     needs: tuple[Need, ...] = ()
     heeds: tuple[Literal["accept", "reject"], ...] = ()
+    wanted: Callable[[Any], bool] | None = None
     uses_template: bool = False
     own_folder: bool = True
     minutes: float = 0.0

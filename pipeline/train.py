@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -12,26 +12,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.batches import ColorBatches, DeformationBatches, IdentityBatches, IdentityCounts, Prepare
+from pipeline.checkpoints import Checkpoints
+from pipeline.compared import read_registration
 from pipeline.row_decoding import decode_rows
 from pipeline.sample_sources import SampleSources
 from pipeline.scan_rows import ScanSource
 from pipeline.train_config import STEP_VERSION, Metrics, TrainConfig
-from pipeline.training_curves import JSON_LINES, TENSORBOARD, curve_files, encode_line, event, event_file_start
-from storage.digest import digest_bytes, digest_json
-from storage.errors import ConfigError, StorageConflict, one_line
+from pipeline.training_curves import curve_files
+from storage.digest import digest_json
+from storage.errors import ConfigError, one_line
 from storage.manifest import Manifest
-from storage.store import Store
 
 if TYPE_CHECKING:
+    from model.baselines import Baseline
     from model.head_model import HeadModel
     from model.processes import Processes
     from pipeline.workspace import Workspace
 
 
 _BOX_MARGIN_MM = 15.0
-_KEPT_CHECKPOINTS = 2
-_DIGITS = 32
-"""Of a checkpoint's SHA-256 in its name."""
 _POINTS_AGAINST_PARENT = 5000
 
 
@@ -77,12 +76,12 @@ def run_train(workspace: Workspace, key: str) -> Manifest:
         ConfigError: no training subject has accepted samples.
         StorageConflict: an input is damaged.
     """
-    return _Training(workspace, key, workspace.inputs("train", key)).run()
+    return Training(workspace, key, workspace.inputs("train", key)).run()
 
 
 def run_train_together(workspace: Workspace, key: str, processes: Processes, device: str) -> Manifest | None:
     """``run_train`` as one of several processes; the first one saves, publishes and returns the manifest."""
-    return _Training(workspace, key, workspace.inputs("train", key), None, processes, device).run_together()
+    return Training(workspace, key, workspace.inputs("train", key), None, processes, device).run_together()
 
 
 def retrain(workspace: Workspace, parent: str) -> Manifest:
@@ -104,7 +103,7 @@ def retrain(workspace: Workspace, parent: str) -> Manifest:
     done = workspace.manifest("train", key)
     if done is not None and workspace.damage(done) is None:
         return done
-    return _Training(workspace, key, inputs, manifest).run()
+    return Training(workspace, key, inputs, manifest).run()
 
 
 def is_for_validation(subject: str, share: float) -> bool:
@@ -144,8 +143,17 @@ def color_batches(
     return ColorBatches(sources, colored, config.color_points, lines, seed, prepare)
 
 
-class _Training:
-    """One training under way: where it reads, what it is named, and who takes part."""
+class Training:
+    """One training under way: where it reads, what it is named, and who takes part.
+
+    Args:
+        workspace: with accepted samples and registrations.
+        key: under which its checkpoints are kept: the model's name, or MODEL/METHOD of a baseline.
+        inputs: digests of all that it reads.
+        parent: a model to go on from.
+        processes, device: who trains together, and where.
+        baseline: what is trained in place of the head model, on the same batches.
+    """
 
     def __init__(
         self,
@@ -155,6 +163,7 @@ class _Training:
         parent: Manifest | None = None,
         processes: Processes | None = None,
         device: str | None = None,
+        baseline: Baseline | None = None,
     ) -> None:
         from model.processes import Processes  # torch: loaded by the steps that need it alone
         from model.training import best_device
@@ -162,6 +171,10 @@ class _Training:
         self.workspace, self.key, self.inputs, self.parent = workspace, key, inputs, parent
         self.processes, self.device = processes or Processes(), device or best_device()
         self.config: TrainConfig = workspace.config.of_step("train")  # type: ignore[assignment]
+        self.baseline = baseline
+        if baseline is not None:
+            training = baseline.training(self.config.training)
+            self.config = self.config.model_copy(update={"training": training})
         self.seed = workspace.seed("train", "")
         depends = [inputs, self.config.model_dump(mode="json"), self.seed]
         self.checkpoints = Checkpoints(workspace.store, key, digest_json(depends))
@@ -174,6 +187,16 @@ class _Training:
 
     def run_together(self) -> Manifest | None:
         """Train; publish if this is the first process."""
+        made = self.files()
+        if made is None:
+            return None
+        outputs, figures = made
+        manifest = self.workspace.commit("train", self.key, inputs=self.inputs, outputs=outputs, figures=figures)
+        self.checkpoints.clear()
+        return manifest
+
+    def files(self) -> tuple[dict[str, bytes], dict[str, Any]] | None:
+        """Train; the model folder's files and the figures if this is the first process."""
         from model.batch_tensors import page_locked
         from model.head_model import HeadModel
         from model.training import train
@@ -188,22 +211,29 @@ class _Training:
             prepare = page_locked if self.device.startswith("cuda") else None
             identity = reading.enter_context(identity_batches(config, scans, seed, prepare))
             validating = None
-            if held_out.subjects:
+            if held_out.subjects and self.baseline is None:
                 validating = reading.enter_context(identity_batches(config, held_out, seed, prepare))
             painting = None
             if config.training.field.color is not None:
                 painting = color_batches(config, scans, seed + 2, prepare)
+            deformation = reading.enter_context(deformation_batches(config, scans, seed + 1, prepare))
+            if self.baseline is not None:
+                self._use_landmarks(self.baseline.landmarks, scans, identity, deformation)
             data = TrainingData(
                 identity,
-                reading.enter_context(deformation_batches(config, scans, seed + 1, prepare)),
+                deformation,
                 len(scans.subjects),
                 len(scans.scans),
                 identity.anchors_mm.mean(0, dtype=np.float64) if parent is None else parent.mean_anchors_mm,
                 template.anchor_pairs,
                 validating,
-                len(held_out.subjects),
+                0 if validating is None else len(held_out.subjects),
                 painting if painting is None else reading.enter_context(painting),
             )
+            start = None if parent is None else parent.warm_start(scans.subjects, scans.scans)
+            if self.baseline is not None:
+                data = self.baseline.data(data)
+                start = self.baseline.start(config.training, data, seed)
             newest = self.checkpoints.newest()
             self.processes.wait()  # until all have read it: the first one goes on to write others
             trained = train(
@@ -215,7 +245,7 @@ class _Training:
                 record=self.checkpoints.record,
                 seed=self.seed,
                 device=self.device,
-                start=None if parent is None else parent.warm_start(scans.subjects, scans.scans),
+                start=start,
                 processes=self.processes,
             )
             if not self.processes.first:
@@ -232,12 +262,27 @@ class _Training:
         )
         if parent is not None:
             told |= against_parent(parent, head, scans)
+        if self.baseline is not None:
+            head = self.baseline.trimmed(head)
         figures = Metrics.model_validate(told).model_dump(exclude_none=True)
         outputs = head.to_files() | curve_files(trained.curve)
-        outputs |= {"metrics.json": json.dumps(figures, indent=1).encode()}
-        manifest = self.workspace.commit("train", self.key, inputs=self.inputs, outputs=outputs, figures=figures)
-        self.checkpoints.clear()
-        return manifest
+        return outputs | {"metrics.json": json.dumps(figures, indent=1).encode()}, figures
+
+    def _use_landmarks(
+        self,
+        landmarks: Sequence[int],
+        scans: TrainingScans,
+        identity: IdentityBatches,
+        deformation: DeformationBatches,
+    ) -> None:
+        """Let some landmarks of the registrations be the anchors, and tell them of posed scans too."""
+        vertices = self.workspace.template().landmarks[list(landmarks)]
+        canonical = [str(self.workspace.canonical_key(subject)) for subject in scans.subjects]
+        places = {
+            key: read_registration(self.workspace, key)[0].vertices[vertices] for key in {*canonical, *scans.scans}
+        }
+        identity.anchors_mm = np.stack([places[key] for key in canonical]).astype(np.float32)
+        deformation.keypoints_mm = np.stack([places[key] for key in scans.scans]).astype(np.float32)
 
     def _scans(self) -> tuple[TrainingScans, TrainingScans]:
         """What is trained on, and what is set aside to validate with."""
@@ -336,63 +381,3 @@ def head_box_mm(sources: Sequence[ScanSource]) -> NDArray[np.float64]:
         surface = decode_rows("surface", source.read("surface", 0, source.rows("surface")))["surface"]
         corners.append((surface.min(0) - _BOX_MARGIN_MM, surface.max(0) + _BOX_MARGIN_MM))
     return np.stack([np.min([low for low, _ in corners], 0), np.max([high for _, high in corners], 0)]).astype(float)
-
-
-class Checkpoints:
-    """The last checkpoints of a training that is under way; those of other data or settings are never taken up.
-
-    Each holds the best weights so far too, where there is something to tell them by. The training curve lies beside
-    them, for TensorBoard to watch.
-
-    Args:
-        store: the workspace's store.
-        key: the model's name.
-        digest: of all that the training depends on.
-    """
-
-    def __init__(self, store: Store, key: str, digest: str) -> None:
-        self._store, self._all = store, f"checkpoints/{key}"
-        self._own = f"{self._all}/{digest[:16]}"
-        self._curve = bytearray()
-        self._events = bytearray(event_file_start())
-
-    def save(self, name: str, data: bytes) -> None:
-        """Keep a checkpoint and the curve up to it; names sort by progress and end in a digest; the oldest ones go."""
-        stem, _, ending = name.rpartition(".")
-        self._store.put(f"{self._own}/{stem}.{digest_bytes(data)[:_DIGITS]}.{ending}", data)
-        self._store.put(f"{self._own}/curve/{JSON_LINES}", bytes(self._curve))
-        self._store.put(f"{self._own}/curve/{TENSORBOARD}", bytes(self._events))
-        for path in self._kept()[:-_KEPT_CHECKPOINTS]:
-            self._store.delete(path)
-
-    def record(self, line: Mapping[str, Any]) -> None:
-        """Add a line to the curve, which is written with the next checkpoint."""
-        self._curve += encode_line(line)
-        self._events += event(line)
-
-    def newest(self) -> bytes | None:
-        """The checkpoint to go on from, or None.
-
-        Raises:
-            StorageConflict: it was changed after it was written.
-        """
-        from model.checkpoint import decode  # torch: loaded by the steps that need it alone
-
-        kept = self._kept()
-        if not kept:
-            return None
-        data = self._store.get(kept[-1])
-        if digest_bytes(data)[:_DIGITS] != kept[-1].split(".")[-2]:
-            why, remedy = "its digest is not the one in its name", "delete it; training goes on from the one before"
-            raise StorageConflict(one_line("checkpoint is damaged", f"{self._store.url}/{kept[-1]}", why, remedy))
-        for line in decode(data, kept[-1])[1]["curve"]:
-            self.record(line)
-        return data
-
-    def clear(self) -> None:
-        """Remove all checkpoints of the model, once it is published."""
-        for path in self._store.list(self._all):
-            self._store.delete(path)
-
-    def _kept(self) -> list[str]:
-        return [path for path in self._store.list(self._own) if path.endswith(".safetensors")]

@@ -79,7 +79,9 @@ class Metrics(BaseModel):
         default=None, description="median distance of all observed surface samples, mm"
     )
     head_p95_mm: float | None = Field(default=None, description="95 % of the same, mm")
-    anchors_mean_mm: float = Field(description="mean distance of predicted from registered anchors, mm")
+    anchors_mean_mm: float | None = Field(
+        default=None, description="mean distance of predicted from registered anchors, mm; None without anchors"
+    )
     posed_mean_mm: float | None = Field(default=None, description="mean error of moved pairs, mm; None without scans")
     color_mean_error: float | None = Field(
         default=None, description="mean absolute error of colours, of 255; None without a colour field"

@@ -12,7 +12,7 @@ from flows.commands import Workspace
 from flows.console import PLAIN, Exit, Output, Reply
 from flows.progress import progress_for
 
-StepName = Literal["ingest", "clean", "register", "sample", "train", "evaluate", "report"]
+StepName = Literal["ingest", "clean", "register", "sample", "train", "baselines", "evaluate", "report"]
 Strict = Annotated[bool, Parameter(negative=(), help="Exit with 1 if any scan was rejected.")]
 WorkerCount = Annotated[int | None, Parameter(help="Worker processes; as many as there are cores when left out.")]
 
@@ -78,6 +78,7 @@ SINGLE_STEPS = (
     _single("register", "Bring the template into each scan"),
     _single("sample", "Draw the training samples"),
     _single("train", "Train the identity field and the deformation field"),
+    _single("baselines", "Train the heads to compare with that [baselines] names, by default none"),
     _single("evaluate", "Fit the held-out subjects and measure the error"),
     _single("report", "Write the report"),
 )

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from model.checkpoint import encode
-from pipeline.train import Checkpoints
+from pipeline.checkpoints import Checkpoints
 from storage.errors import StorageConflict
 from storage.store import LocalStore
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from pipeline.evaluate import run_evaluate
 from pipeline.evaluate_config import STEP_VERSION, EvaluateConfig, EvaluateThresholds, judge_evaluate
 from pipeline.evaluation import HeadScan, evaluate_scan, evaluate_training_head, method_entry, summarise
 from pipeline.evaluation_pictures import scan_sheet, training_sheet
+from pipeline.evaluation_tables import latex_table
 from pipeline.stepspec import Need, StepSpec
 from pipeline.workspace import Workspace
 from registration.mesh import Mesh, mesh_to_ply
@@ -122,6 +123,23 @@ def test_known_errors_come_out() -> None:
     picture = scan_sheet(result, 64)
     assert picture.shape == (2 * (64 + 18), 6 * 64, 3)
     assert picture[:64].std(axis=(0, 1)).min() > 10
+
+
+class _Face(_Grown):
+    """A method that models faces alone."""
+
+    def fit(self, observations: Sequence[Observation], seed: int) -> tuple[FittedHead, ...]:
+        return tuple(replace(head, regions=("face",)) for head in super().fit(observations, seed))
+
+
+def test_a_method_that_models_faces_is_measured_on_faces_and_has_not_failed() -> None:
+    result = evaluate_scan(_scan(), [_Face("imface", 3.0)], SMALL, seed=1).methods["imface"]
+    assert list(result.errors) == ["face"]
+    assert result.failure == ""
+    summary = summarise([("001/neutral", method_entry(result))], ("face", "head"), np.random.default_rng(0))
+    evaluation = {"summary": {"imface": summary}, "held_out": [], "model": "", "protocol": ""}
+    rows = [line for line in latex_table(evaluation).splitlines() if "imface" in line]
+    assert [row.split(" & ")[0] for row in rows] == ["face"]
 
 
 def test_a_face_that_is_far_off_does_not_escape() -> None:

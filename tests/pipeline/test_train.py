@@ -45,7 +45,7 @@ RADII_MM = {"001": (60.0, 80.0, 75.0), "002": (75.0, 90.0, 70.0)}
 ANCHORS = np.array([[-1, 0, 0], [1, 0, 0], [0, 0, 1], [0, 1, 0]], np.float32)
 
 
-def _small() -> TrainConfig:
+def small_training() -> TrainConfig:
     def stage(steps: int) -> StageConfig:
         return StageConfig(steps=steps, learning_rate=5e-3, code_learning_rate=5e-3, code_init=0.1, warmup_steps=3)
 
@@ -71,7 +71,7 @@ class _Thresholds(BaseModel):
 
 
 class _Config(PipelineConfig):
-    train: TrainConfig = _small()
+    train: TrainConfig = small_training()
     thresholds: _Thresholds = _Thresholds()  # type: ignore[assignment]
 
 
@@ -129,7 +129,7 @@ def _samples(subject: str, expression: str, every_scan: bool) -> list[IdentitySa
     return [shape, moved]
 
 
-def _workspace(root: Path, config: PipelineConfig | None = None, rich: bool = False) -> Workspace:
+def sampled_workspace(root: Path, config: PipelineConfig | None = None, rich: bool = False) -> Workspace:
     """A workspace with samples; a rich one has distances in every scan, and colour of its first subject."""
 
     def spec(name: str, folder: str) -> StepSpec:
@@ -173,7 +173,7 @@ def _published(workspace: Workspace) -> dict[str, bytes]:
 
 
 def test_a_model_folder_comes_out(tmp_path: Path) -> None:
-    workspace = _workspace(tmp_path)
+    workspace = sampled_workspace(tmp_path)
     heard: list[tuple[int, int, str]] = []
     workspace.tell = lambda *at: heard.append(at)
     manifest = run_train(workspace, "first")
@@ -195,9 +195,9 @@ def test_a_model_folder_comes_out(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("stop", [3, 29, 51])
 def test_a_training_cut_off_goes_on_and_ends_in_the_same_bytes(tmp_path: Path, stop: int) -> None:
-    whole = _workspace(tmp_path / "whole")
+    whole = sampled_workspace(tmp_path / "whole")
     run_train(whole, "first")
-    cut = _workspace(tmp_path / "cut")
+    cut = sampled_workspace(tmp_path / "cut")
     steps: list[int] = []
 
     def tell(done: int, total: int, note: str) -> None:
@@ -215,7 +215,7 @@ def test_a_training_cut_off_goes_on_and_ends_in_the_same_bytes(tmp_path: Path, s
 
 
 def test_checkpoints_of_other_settings_are_not_taken_up(tmp_path: Path) -> None:
-    workspace = _workspace(tmp_path)
+    workspace = sampled_workspace(tmp_path)
 
     def stop(done: int, total: int, note: str) -> None:
         if done == 20:
@@ -232,7 +232,7 @@ def test_checkpoints_of_other_settings_are_not_taken_up(tmp_path: Path) -> None:
 
 
 def test_retraining_goes_on_from_a_model_under_a_name_of_its_own(tmp_path: Path) -> None:
-    workspace = _workspace(tmp_path)
+    workspace = sampled_workspace(tmp_path)
     parent = run_train(workspace, "first")
     manifest = retrain(workspace, "first")
     assert manifest.key not in ("first", "")
@@ -251,9 +251,9 @@ def test_subjects_set_aside_steer_and_are_not_learnt(tmp_path: Path) -> None:
     while len(aside) != 1:  # the ids alone decide
         share += 0.05 if not aside else -0.05
         aside = [one for one in RADII_MM if is_for_validation(one, share)]
-    training = _small().training.model_copy(update={"validation": ValidationConfig(every=20, fit_steps=2)})
-    workspace = _workspace(
-        tmp_path, _Config(train=_small().model_copy(update={"validation_share": share, "training": training}))
+    training = small_training().training.model_copy(update={"validation": ValidationConfig(every=20, fit_steps=2)})
+    workspace = sampled_workspace(
+        tmp_path, _Config(train=small_training().model_copy(update={"validation_share": share, "training": training}))
     )
     manifest = run_train(workspace, "first")
     assert manifest.figures["subjects"] == 1
@@ -262,7 +262,7 @@ def test_subjects_set_aside_steer_and_are_not_learnt(tmp_path: Path) -> None:
 
 
 def test_checkpoints_bring_the_curve_for_tensorboard(tmp_path: Path) -> None:
-    workspace = _workspace(tmp_path)
+    workspace = sampled_workspace(tmp_path)
 
     def stop(done: int, total: int, note: str) -> None:
         if done == 36:
@@ -279,14 +279,14 @@ def test_checkpoints_bring_the_curve_for_tensorboard(tmp_path: Path) -> None:
 
 
 def test_backward_on_posed_samples_with_colour(tmp_path: Path) -> None:
-    small = _small().model_dump()
+    small = small_training().model_dump()
     small["training"]["field"]["deformation"] |= {"direction": "backward", "hyper_dim": 2}
     small["training"]["field"]["color"] = ColorConfig(hidden=(8,)).model_dump()
     small["training"]["stage4"] = small["training"]["stage1"] | {"steps": 60, "code_init": 0.0}
     small |= {"posed_surface_points": 40, "posed_near_points": 40, "color_points": 50}
     small["training"]["joint"] = True
     config = _Config(train=TrainConfig.model_validate(small))
-    manifest = run_train(_workspace(tmp_path / "rich", config, rich=True), "first")
+    manifest = run_train(sampled_workspace(tmp_path / "rich", config, rich=True), "first")
     assert manifest.figures["color_mean_error"] < 100
     head = HeadModel.load(tmp_path / "rich/models/first")
     assert head.appearance_codes is not None
@@ -294,7 +294,7 @@ def test_backward_on_posed_samples_with_colour(tmp_path: Path) -> None:
     assert head.colors(ANCHORS * 70, "001").mean(0) == pytest.approx([250, 10, 10], abs=60)
     assert len(head.meshes("001", ["001/smile"], 24)[0].vertices)
     with pytest.raises(ConfigError, match="scan 1 of 4: has no surface samples"):
-        run_train(_workspace(tmp_path / "poor", config), "first")
+        run_train(sampled_workspace(tmp_path / "poor", config), "first")
 
 
 def test_settings_that_contradict_each_other_are_refused() -> None:
@@ -307,7 +307,7 @@ def test_settings_that_contradict_each_other_are_refused() -> None:
 
 def test_without_samples_there_is_nothing_to_train_on(tmp_path: Path) -> None:
     held_out = {"held_out_ids": ["001", "002"]}
-    workspace = _workspace(tmp_path, _Config.model_validate({"splits": held_out}))
+    workspace = sampled_workspace(tmp_path, _Config.model_validate({"splits": held_out}))
     with pytest.raises(ConfigError, match="nothing to train on"):
         run_train(workspace, "first")
 
