@@ -60,13 +60,9 @@ def train_for(
         kind: which stage.
         goal: asked now and then of the averaged weights; true ends the training.
     """
+    steps = steps_in(config, model, data, minutes, kind)
     with fixed_threads(config.threads):
-        before = {name: tensor.clone() for name, tensor in model.tensors().items()}
-        trial = _Steps(config, model, data, kind, _TRIAL_STEPS)
-        each = sorted(trial.take(step) for step in range(_TRIAL_STEPS))[_TRIAL_STEPS // 2]
-        model.restore(before)
-        seconds = minutes * 60 * config.threads
-        run = _Steps(config, model, data, kind, max(10, round(seconds / each)))
+        run = _Steps(config, model, data, kind, steps)
         spent, step, met = 0.0, 0, False
         look = max(1, run.steps // _LOOKS)
         while step < run.steps and not met:
@@ -77,6 +73,19 @@ def train_for(
                     met = goal()
         run.average.settle()
         return Spent(step, spent / 60 / config.threads, met)
+
+
+def steps_in(config: TrainingConfig, model: TrainedModel, data: TrainingSet, minutes: float, kind: Kind) -> int:
+    """How many steps of a stage so many minutes of the processor hold, by a few that are undone; at least ten.
+
+    Arguments as ``train_for``.
+    """
+    with fixed_threads(config.threads):
+        before = {name: tensor.clone() for name, tensor in model.tensors().items()}
+        trial = _Steps(config, model, data, kind, _TRIAL_STEPS)
+        each = sorted(trial.take(step) for step in range(_TRIAL_STEPS))[_TRIAL_STEPS // 2]
+        model.restore(before)
+        return max(10, round(minutes * 60 * config.threads / each))
 
 
 class _Steps:

@@ -17,6 +17,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.fit_comparison import comparison_rows
 from benchmarks.fit_meshing import meshing_rows
 from benchmarks.fit_scans import scan_rows
 from benchmarks.fit_speed import speed_rows
@@ -25,6 +26,7 @@ PARTS: dict[str, Callable[[Path, bool], dict[str, float]]] = {
     "meshing": meshing_rows,
     "speed": speed_rows,
     "scans": scan_rows,
+    "comparison": comparison_rows,
 }
 """Each is given the work folder and whether to be quick; it prints its figures as they come and returns them."""
 

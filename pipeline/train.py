@@ -218,7 +218,7 @@ class Training:
                 painting = color_batches(config, scans, seed + 2, prepare)
             deformation = reading.enter_context(deformation_batches(config, scans, seed + 1, prepare))
             if self.baseline is not None:
-                self._use_landmarks(self.baseline.landmarks, scans, identity, deformation)
+                use_landmarks(self.workspace, self.baseline.landmarks, scans, identity, deformation)
             data = TrainingData(
                 identity,
                 deformation,
@@ -268,22 +268,6 @@ class Training:
         outputs = head.to_files() | curve_files(trained.curve)
         return outputs | {"metrics.json": json.dumps(figures, indent=1).encode()}, figures
 
-    def _use_landmarks(
-        self,
-        landmarks: Sequence[int],
-        scans: TrainingScans,
-        identity: IdentityBatches,
-        deformation: DeformationBatches,
-    ) -> None:
-        """Let some landmarks of the registrations be the anchors, and tell them of posed scans too."""
-        vertices = self.workspace.template().landmarks[list(landmarks)]
-        canonical = [str(self.workspace.canonical_key(subject)) for subject in scans.subjects]
-        places = {
-            key: read_registration(self.workspace, key)[0].vertices[vertices] for key in {*canonical, *scans.scans}
-        }
-        identity.anchors_mm = np.stack([places[key] for key in canonical]).astype(np.float32)
-        deformation.keypoints_mm = np.stack([places[key] for key in scans.scans]).astype(np.float32)
-
     def _scans(self) -> tuple[TrainingScans, TrainingScans]:
         """What is trained on, and what is set aside to validate with."""
         every = training_scans(self.workspace)
@@ -302,6 +286,21 @@ class Training:
             where, why = f"models/{manifest.key}", "its sizes are not those of train.training.field"
             raise ConfigError(one_line("can't be gone on from", where, why, "train from nothing: 'nphm train'"))
         return parent
+
+
+def use_landmarks(
+    workspace: Workspace,
+    landmarks: Sequence[int],
+    scans: TrainingScans,
+    identity: IdentityBatches,
+    deformation: DeformationBatches,
+) -> None:
+    """Let some of the registrations' 68 landmarks be the anchors in batches, and tell them of posed scans too."""
+    vertices = workspace.template().landmarks[list(landmarks)]
+    canonical = [str(workspace.canonical_key(subject)) for subject in scans.subjects]
+    places = {key: read_registration(workspace, key)[0].vertices[vertices] for key in {*canonical, *scans.scans}}
+    identity.anchors_mm = np.stack([places[key] for key in canonical]).astype(np.float32)
+    deformation.keypoints_mm = np.stack([places[key] for key in scans.scans]).astype(np.float32)
 
 
 def against_parent(parent: HeadModel, head: HeadModel, scans: TrainingScans) -> dict[str, float]:
