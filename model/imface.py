@@ -9,8 +9,8 @@ a hyper network of the code, blended by a softmax (``model.imface_fields``). It 
 - The shape is learnt first and then the expressions, as in NPHM, not both at once.
 - The ball that is learnt has a radius of 130 mm in place of 100, so that it holds the whole face that is scored; the
   centre lies behind the mean tip of the nose in place of each one's own.
-- Normals cost the length of the difference in place of one minus the cosine, the distance of points in space is limited
-  as ours is, and losses count in proportions of its own, over a common factor.
+- Losses count in its own proportions, over a common factor, but codes are held to 0 as loosely as ours; normals cost
+  the length of the difference in place of one minus the cosine; far distances are limited as ours are.
 - It is fitted with our Gauss-Newton method to points alone, one identity for all of a person's scans. Theirs takes
   1,500 steps with distances, normals and keypoints, and gives each scan an identity of its own.
 - The warps are translations; the blending network has one hidden layer, its size is not published.

@@ -27,7 +27,15 @@ from storage.manifest import Manifest
 MOST_SUBJECTS = 24
 """Subjects that are pictured; a page with all of a large data set could not be opened."""
 
-_METHOD_NAMES = {"nphm": "ours", "pca": "PCA"}
+_METHOD_NAMES = {
+    "nphm": "ours",
+    "npm": "NPM",
+    "npm_4x": "NPM, four times the steps",
+    "imface": "ImFace, face only",
+    "pca": "PCA",
+    "bfm": "PCA of identity alone, like BFM",
+    "flame": "PCA with a jaw, like FLAME",
+}
 _OVERLAY = "the template in the scan; error from blue to red, grey where nothing was seen"
 _STAGES = (
     ("clean", "sheet.png", "Captured and cleaned", "what the views saw, and the fused mesh"),
