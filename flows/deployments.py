@@ -31,6 +31,7 @@ from pipeline.execute import Outcome
 from pipeline.inbox import Seen, look_at_inbox
 from pipeline.models import latest_model, promote
 from pipeline.opening import open_workspace
+from pipeline.planner import is_wanted
 from pipeline.promotion import new_subjects
 from pipeline.rejected import list_rejected
 from pipeline.release_build import build_release
@@ -180,8 +181,8 @@ def retrain(
             compared = pool.call_function(workspace, f"{functions}:compare_models", both, hear_nothing).result
             show_comparison(compared)
             found |= compared
-            for step in ("evaluate", "report"):
-                if step in opened.steps:
+            for step in ("baselines", "evaluate", "report"):
+                if step in opened.steps and is_wanted(opened, opened.steps[step]):
                     log.add(pool.call(workspace, step, model.key, hear_nothing))
             if compared["promote"]:
                 promote(opened, model.key)

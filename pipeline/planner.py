@@ -113,7 +113,7 @@ class _Ahead:
 
     def decide(self, spec: StepSpec, key: str) -> Action | None:
         at = (spec.name, key)
-        for need in spec.needs if _is_wanted(self.book, spec) else ():
+        for need in spec.needs if is_wanted(self.book, spec) else ():
             if self._moves(need, key, self.computed):
                 self.computed.add(at)
                 return replace(_compute(self, spec, key, f"follows {need.step}"), ready=False)
@@ -147,19 +147,20 @@ def _keys(ahead: _Ahead, spec: StepSpec) -> Iterator[str]:
     yield ahead.model_key
 
 
-def _is_wanted(book: Book, spec: StepSpec) -> bool:
+def is_wanted(book: Book, spec: StepSpec) -> bool:
+    """Whether the settings ask for a step at all."""
     return spec.wanted is None or spec.wanted(book.config.of_step(spec.name))
 
 
 def _no_more(book: Book, spec: StepSpec) -> str:
-    if not _is_wanted(book, spec):
+    if not is_wanted(book, spec):
         return "the settings do not ask for it any more"
     return f"{spec.needs[0].step} has no accepted result any more"
 
 
 def _has_work(book: Book, spec: StepSpec, key: str) -> bool:
     """Whether the step is wanted, and the first need, and every need of the scan's own, has a result to be read."""
-    if not _is_wanted(book, spec):
+    if not is_wanted(book, spec):
         return False
     for place, need in enumerate(spec.needs):
         if place > 0 and need.over != "own":

@@ -14,6 +14,7 @@ from pipeline.baselines import baseline_fitters, run_baselines
 from pipeline.baselines_config import STEP_VERSION, BaselinesConfig, are_wanted, judge_baselines
 from pipeline.config import PipelineConfig
 from pipeline.evaluate_config import EvaluateConfig
+from pipeline.garbage import find_garbage
 from pipeline.inputs import expected_inputs
 from pipeline.planner import decide
 from pipeline.stepspec import Need, StepSpec
@@ -114,6 +115,9 @@ def test_a_training_cut_off_goes_on_and_what_stands_is_taken_over(tmp_path: Path
     with pytest.raises(KeyboardInterrupt):
         run_baselines(cut, "first")
     assert _published(cut) == {}
+    for settings, whys in ((_settings("npm", "imface"), set()), (BaselinesConfig(), {"its model is finished"})):
+        litter = find_garbage(_with(cut, settings))
+        assert {one.why for one in litter if one.path.startswith("checkpoints/")} == whys
     run_baselines(cut, "first")
     assert steps[24:] == [*range(8, 16)]  # NPM was done, and the last checkpoint was after the seventh step
     assert _published(cut) == _published(whole)
