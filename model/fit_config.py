@@ -35,6 +35,28 @@ class FitConfig(BaseModel):
     normal_cosine: float = Field(
         default=0.3, ge=-1, lt=1, description="least cosine of told and fitted normal of a used point"
     )
+    normal_points: int = Field(
+        default=300, ge=0, description="told normals that the surface should have, drawn likewise; 0 asks for none"
+    )
+    normal_spread: float = Field(
+        default=0.2, gt=0, description="expected sine of the angle between told and fitted normals, at least"
+    )
+    ray_points: int = Field(
+        default=400, ge=0, description="places between the sensor and what it saw, where no head may be; 0 asks none"
+    )
+    ray_spread_mm: float = Field(default=1.0, gt=0, description="how far the head may come into such places, mm")
+    scale_share: float = Field(
+        default=0.0, ge=0, lt=0.5, description="expected error of the told unit, as a share of it; 0 keeps the unit"
+    )
+    expression_step: float = Field(
+        default=0.5, gt=0, description="change of expression from a frame of a sequence to the next, in spreads"
+    )
+    rotation_step_deg: float = Field(
+        default=3.0, gt=0, description="the head's turn from a frame of a sequence to the next, degrees"
+    )
+    translation_step_mm: float = Field(
+        default=10.0, gt=0, description="the head's way from a frame of a sequence to the next, mm"
+    )
     largest_step: float = Field(
         default=1.5, gt=0, description="largest root-mean-square step of a code, in its spreads"
     )

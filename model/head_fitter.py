@@ -53,10 +53,13 @@ class NphmFitter:
         with fixed_threads(self.config.threads):
             return surface_spread_mm(self.fields, fitted, place, points_head_mm)
 
-    def codes(self, observations: Sequence[Observation], seed: int) -> FittedCodes:
-        """Fit one identity code, and an expression code and a pose correction an observation."""
+    def codes(self, observations: Sequence[Observation], seed: int, sequence: bool = False) -> FittedCodes:
+        """Fit one identity code, and an expression code and a pose correction an observation.
+
+        In a sequence those of consecutive observations are tied.
+        """
         starts = farthest_codes(self.head.expression_codes, self.priors[1], self.config.starts)
-        return fit_codes(self.fields, *self.priors, observations, self.config, seed, starts)
+        return fit_codes(self.fields, *self.priors, observations, self.config, seed, starts, sequence)
 
     def fit(self, observations: Sequence[Observation], seed: int) -> tuple[FittedHead, ...]:
         """Fit, and mesh the head in each observation's expression."""

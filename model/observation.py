@@ -21,11 +21,17 @@ class Observation:
         name: for messages.
         points_mm: (n, 3) told head frame.
         normals: (n, 3) unit, out of the surface, zero where unknown; or None.
+        rays_mm: (r, 2, 3) sensor and what it saw, of the head or beside it, where the sensor's place is known.
+        box_mm: (2, 3) where a head may be: outside it rays tell nothing; everywhere by default.
+        T_world_from_told: (4, 4) where the told head frame lies in a world that consecutive frames share.
     """
 
     name: str
     points_mm: NDArray[np.float64]
     normals: NDArray[np.float64] | None = None
+    rays_mm: NDArray[np.float64] | None = None
+    box_mm: NDArray[np.float64] | None = None
+    T_world_from_told: NDArray[np.float64] | None = None
 
 
 @dataclass(frozen=True)
@@ -64,3 +70,8 @@ def small_rigid(twist: NDArray[np.floating]) -> NDArray[np.float64]:
     T[:3, :3] = Rotation.from_rotvec(np.asarray(twist[:3], np.float64)).as_matrix()
     T[:3, 3] = twist[3:]
     return T
+
+
+def rigid_twist(T: NDArray[np.floating]) -> NDArray[np.float64]:
+    """The twist (6,) of a rigid transform (4, 4), as ``small_rigid`` takes it."""
+    return np.r_[Rotation.from_matrix(T[:3, :3]).as_rotvec(), T[:3, 3]]

@@ -11,18 +11,18 @@ from numpy.typing import ArrayLike, NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from model.fit_config import FitConfig
-from model.observation import Observation
 from pipeline.fit_columns import FitColumns, carriers_of
 from pipeline.fit_document import CODES_FILE, FitDocument, Residual, ScanDocument, rows_of
-from registration.alignment import Alignment
-from registration.mesh import Mesh, transform_points, vertex_normals
-from registration.point_search import search_points
-from registration.rendered_points import above_plane
-from registration.template import Template
+from pipeline.fit_observe import Facing, FoundHead, find_head, observe
+from registration.mesh import Mesh, transform_points
 from storage.errors import ConfigError, one_line
 
 if TYPE_CHECKING:
     from model.head_model import HeadModel
+
+
+SCALE_SHARE = 0.05
+"""How far a scale that is to be refined may be off, as one standard deviation."""
 
 
 class ScanFitConfig(BaseModel):
@@ -35,6 +35,7 @@ class ScanFitConfig(BaseModel):
     margin_mm: float = Field(default=15.0, ge=0, description="points so far outside the model's box still count, mm")
     resolution: int = Field(default=256, gt=15, description="cells along the longest edge of the meshed head")
     fit: FitConfig = FitConfig(rotation_deg=6.0, translation_mm=10.0)
+    sequence: bool = Field(default=False, description="the scans are consecutive frames in one world frame")
     most_residual_mm: float = Field(default=2.5, gt=0, description="verdict: median distance of the head's points, mm")
     inlier_mm: float = Field(default=5.0, gt=0, description="verdict: a point nearer than this fits, mm")
     least_inlier_share: float = Field(default=0.6, ge=0, le=1, description="verdict: share of the points that must fit")
@@ -53,6 +54,7 @@ class FittedScan:
             seen and how well the rest is known.
         template_mesh: the same in template topology, with the same columns.
         landmarks: (68, 3) in the scan's own frame and unit.
+        points_head_mm: (n, 3) the scan's points on the head, in the head frame as fitted.
     """
 
     document: ScanDocument
@@ -60,6 +62,7 @@ class FittedScan:
     mesh: Mesh | None = None
     template_mesh: Mesh | None = None
     landmarks: NDArray[np.float64] | None = None
+    points_head_mm: NDArray[np.float64] | None = None
 
 
 @dataclass(frozen=True)
@@ -89,21 +92,13 @@ class Fit(Mapping[str, Any]):
         return len(FitDocument.model_fields)
 
 
-@dataclass(frozen=True)
-class _Found:
-    """A scan whose head was looked for: a thinned cloud in the scan's unit, and where the head is."""
-
-    points: NDArray[np.float64]
-    normals: NDArray[np.float64] | None
-    alignment: Alignment
-
-
 def fit_scans(
     head: HeadModel,
     scans: Sequence[Mesh | ArrayLike],
     names: Sequence[str] | None = None,
     config: ScanFitConfig | None = None,
     seed: int = 0,
+    sensors: Sequence[ArrayLike | None] | None = None,
 ) -> Fit:
     """Fit one person to clouds or meshes, each with an expression of its own.
 
@@ -115,11 +110,13 @@ def fit_scans(
         scans: meshes, clouds (a mesh without faces; attributes ``nx``, ``ny``, ``nz`` are its normals) or (n, 3)
             points, world frame, each in its own unit.
         names: of the scans; "0", "1" and so on by default.
-        config: limits and sizes.
+        config: limits and sizes; with ``sequence`` the scans are consecutive frames of one sensor.
         seed: of all that is drawn.
+        sensors: for each scan where it was seen from, (3,) or one place a point (n, 3), in the scan's own frame and
+            unit; None where it is not known.
 
     Raises:
-        ConfigError: no scans, or names that are not distinct.
+        ConfigError: no scans, names that are not distinct, or sensors that do not go with the scans.
     """
     from model.carried_template import CarriedTemplate  # torch: not needed to read this module's settings
     from model.head_fitter import NphmFitter
@@ -128,80 +125,63 @@ def fit_scans(
     names = [str(i) for i in range(len(scans))] if names is None else list(names)
     if not scans or len(set(names)) != len(scans):
         raise ConfigError(one_line("need distinct names", "fit", f"{len(scans)} scans", "name each scan once"))
+    eyes = [None] * len(scans) if sensors is None else list(sensors)
+    if len(eyes) != len(scans):
+        raise ConfigError(one_line("need a sensor a scan", "fit", f"{len(eyes)} sensors", "tell None where unknown"))
     clouds = [scan if isinstance(scan, Mesh) else Mesh.of(scan, np.zeros((0, 3))) for scan in scans]
-    found = {name: _find(cloud, head.template, config, seed) for name, cloud in zip(names, clouds, strict=True)}
-    observations = {n: _observe(n, f, head, config) for n, f in found.items() if f.alignment.accepted}
-    observations = {n: o for n, o in observations.items() if len(o.points_mm) >= config.least_points}
-    done = {n: FittedScan(_rejected(f, config)) for n, f in found.items() if n not in observations}
-    if not observations:
+    found = {
+        name: find_head(cloud, eye, head.template, config, seed)
+        for name, cloud, eye in zip(names, clouds, eyes, strict=True)
+    }
+    seen = {n: observe(n, f, head, config) for n, f in found.items() if f.alignment.accepted}
+    seen = {n: (o, facing) for n, (o, facing) in seen.items() if len(o.points_mm) >= config.least_points}
+    done = {n: FittedScan(_rejected(f, config)) for n, f in found.items() if n not in seen}
+    if not seen:
         return Fit({name: done[name] for name in names})
     fitter = NphmFitter(head, config.fit)
-    codes = fitter.codes(list(observations.values()), seed)
+    codes = fitter.codes([observation for observation, _ in seen.values()], seed, config.sequence)
     meshes = head.meshes(codes.identity, codes.expressions, config.resolution)
     carried = CarriedTemplate.onto(head, codes.identity, seed).vertices_mm.astype(np.float32)
-    for place, (name, observation) in enumerate(observations.items()):
+    for place, (name, (observation, facing)) in enumerate(seen.items()):
+        scale = codes.scales[place]
         T_told_from_head = codes.T_told_from_head[place]
         template_mm = head.pose(carried, codes.identity, codes.expressions[place]).astype(np.float64)
         carriers = carriers_of(template_mm)
-        seen = transform_points(np.linalg.inv(T_told_from_head), observation.points_mm)
-        columns = FitColumns(seen, carriers, fitter.spread_mm(codes, place, carriers))
+        points = transform_points(np.linalg.inv(T_told_from_head), scale * observation.points_mm)
+        columns = FitColumns(points, carriers, fitter.spread_mm(codes, place, carriers))
         topology = Mesh.of(template_mm, head.template.mesh.faces)
-        T = found[name].alignment.T_world_from_head @ T_told_from_head
-        unit = found[name].alignment.unit_to_mm
-        posed = _in_scan(topology, columns, T, unit)
+        T_world_from_told = found[name].alignment.T_world_from_head.copy()
+        T_world_from_told[:3, 3] *= scale
+        where = _Where(T_world_from_told @ T_told_from_head, found[name].unit_to_mm * scale, facing)
+        posed = _in_scan(topology, columns, where)
         done[name] = FittedScan(
-            _judge(found[name], T, codes.residual_mm[place], config),
+            _judge(found[name], where, codes.residual_mm[place], config),
             codes.expressions[place],
-            _in_scan(meshes[place], columns, T, unit),
+            _in_scan(meshes[place], columns, where),
             posed,
             posed.vertices[head.template.landmarks].astype(np.float64),
+            points,
         )
     return Fit({name: done[name] for name in names}, codes.identity)
 
 
-def _in_scan(mesh: Mesh, columns: FitColumns, T_world_from_head: NDArray[np.float64], unit_to_mm: float) -> Mesh:
+@dataclass(frozen=True)
+class _Where:
+    """Where a fitted head lies in its scan, and what became of the scan's normals."""
+
+    T_world_from_head: NDArray[np.float64]
+    unit_to_mm: float
+    normals: Facing
+
+
+def _in_scan(mesh: Mesh, columns: FitColumns, where: _Where) -> Mesh:
     """A mesh of the head frame in the scan's own frame and unit, with what is known of its vertices."""
     known = dict(mesh.attributes) | columns.of(mesh.vertices)
-    placed = transform_points(T_world_from_head, mesh.vertices) / unit_to_mm
+    placed = transform_points(where.T_world_from_head, mesh.vertices) / where.unit_to_mm
     return replace(mesh, attributes=known).with_vertices(placed)
 
 
-def _find(cloud: Mesh, template: Template, config: ScanFitConfig, seed: int) -> _Found:
-    """Thin a cloud and look for the head in it."""
-    points = cloud.vertices.astype(np.float64)
-    known = _normals(cloud)
-    finite = np.isfinite(points).all(1)
-    pick = np.flatnonzero(finite)
-    if len(pick) > config.alignment_points:
-        pick = np.sort(np.random.default_rng(seed).choice(pick, config.alignment_points, replace=False))
-    points = points[pick]
-    told = None if known is None else known[pick]
-    return _Found(points, told, search_points(points, told, template, seed, config.units_to_mm))
-
-
-def _normals(cloud: Mesh) -> NDArray[np.float64] | None:
-    if len(cloud.faces):
-        return vertex_normals(cloud.vertices, cloud.faces)
-    if not {"nx", "ny", "nz"} <= set(cloud.attributes):
-        return None
-    told = np.stack([cloud.attributes[name] for name in ("nx", "ny", "nz")], 1).astype(np.float64)
-    told[~np.isfinite(told).all(1)] = 0.0
-    length = np.linalg.norm(told, axis=1, keepdims=True)
-    # columns that some exporters write and never fill tell nothing
-    return told / np.maximum(length, 1e-12) if np.mean(length > 0) > 0.5 else None
-
-
-def _observe(name: str, scan: _Found, head: HeadModel, config: ScanFitConfig) -> Observation:
-    """The points where the model's heads lie, in the found head frame; shoulders and furniture stay behind."""
-    T_head_from_world = np.linalg.inv(scan.alignment.T_world_from_head)
-    points = transform_points(T_head_from_world, scan.points * scan.alignment.unit_to_mm)
-    low, high = head.box_mm[0] - config.margin_mm, head.box_mm[1] + config.margin_mm
-    inside = ((points >= low) & (points <= high)).all(1) & above_plane(points, head.throat_plane)
-    normals = None if scan.normals is None else (scan.normals @ T_head_from_world[:3, :3].T)[inside]
-    return Observation(name, points[inside], normals)
-
-
-def _rejected(scan: _Found, config: ScanFitConfig) -> ScanDocument:
+def _rejected(scan: FoundHead, config: ScanFitConfig) -> ScanDocument:
     too_few = f"fewer than {config.least_points} points on the head"
     return ScanDocument(
         unit_to_mm=scan.alignment.unit_to_mm,
@@ -213,9 +193,7 @@ def _rejected(scan: _Found, config: ScanFitConfig) -> ScanDocument:
     )
 
 
-def _judge(
-    scan: _Found, T_world_from_head: NDArray[np.float64], residual_mm: NDArray[np.float64], config: ScanFitConfig
-) -> ScanDocument:
+def _judge(scan: FoundHead, where: _Where, residual_mm: NDArray[np.float64], config: ScanFitConfig) -> ScanDocument:
     far = np.where(np.isfinite(residual_mm), residual_mm, np.inf)
     known = residual_mm[np.isfinite(residual_mm)]
     inliers = float(np.mean(far < config.inlier_mm))
@@ -228,12 +206,14 @@ def _judge(
                        f"{config.least_inlier_share:.0%} needed")  # fmt: skip
     median, p95 = (np.median(known), np.percentile(known, 95)) if len(known) else (0.0, 0.0)
     return ScanDocument(
-        unit_to_mm=scan.alignment.unit_to_mm,
-        T_world_from_head=rows_of(T_world_from_head),
+        unit_to_mm=where.unit_to_mm,
+        T_world_from_head=rows_of(where.T_world_from_head),
         residual_mm=Residual(median=float(median), p95=float(p95)) if len(known) else None,
         verdict="rejected" if reasons else "accepted",
         reasons=tuple(reasons),
         alignment_score=scan.alignment.score,
         points_used=len(residual_mm),
+        normals=where.normals,
+        rays=scan.sensors is not None,
         codes=CODES_FILE,
     )

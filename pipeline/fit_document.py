@@ -30,7 +30,7 @@ class ScanDocument(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    unit_to_mm: float = Field(description="the scan's unit in mm, as found")
+    unit_to_mm: float = Field(description="the scan's unit in mm, as found or refined")
     T_world_from_head: tuple[tuple[float, float, float, float], ...] = Field(
         description="4x4 rigid, head frame in mm to the scan's world in mm"
     )
@@ -39,6 +39,10 @@ class ScanDocument(BaseModel):
     reasons: tuple[str, ...] = ()
     alignment_score: float = Field(description="0 to 1, agreement of the found face with the template")
     points_used: int = 0
+    normals: Literal["told", "turned", "ignored", "none"] = Field(
+        default="none", description="used as told, used the other way round, left out as mixed, or there were none"
+    )
+    rays: bool = Field(default=False, description="whether the sensor's place was known, so that rays took part")
     codes: str | None = Field(
         default=None,
         description="file with tensors identity and expression/NAME; null where nothing was fitted",

@@ -13,23 +13,35 @@ from safetensors.numpy import save as encode_safetensors
 
 from pipeline.fit import Fit, FittedScan, ScanFitConfig, fit_scans
 from pipeline.fit_document import CODES_FILE, FitDocument, ScanDocument, rows_of
-from registration.mesh import Mesh, mesh_from_ply, mesh_to_ply
+from pipeline.fit_inputs import FitInput, read_scan
+from pipeline.fit_pictures import fit_sheet
+from registration.mesh import mesh_to_ply
+from registration.pictures import to_png
 from storage.errors import ConfigError, ScanRejected, one_line
-from storage.obj import read_obj
 
 
 def fit_files(
-    model: Path, scans: Sequence[Path], out: Path, config: ScanFitConfig | None = None, seed: int = 0
+    model: Path,
+    scans: Sequence[Path],
+    out: Path,
+    config: ScanFitConfig | None = None,
+    seed: int = 0,
+    sensor: Sequence[float] | None = None,
 ) -> dict[str, Any]:
     """Fit a model folder to files of one person and write the results into a folder.
 
     Writes ``codes.safetensors`` (``identity``, ``expression/NAME``), for each scan with a fitted head ``NAME.ply``,
-    ``NAME.template.ply`` and ``NAME.landmarks.json`` in the scan's own frame and unit, and last ``fit.json``.
+    ``NAME.template.ply`` and ``NAME.landmarks.json`` in the scan's own frame and unit, a picture ``NAME.png``, and last
+    ``fit.json``.
 
     Args:
         model: a model folder.
-        scans: PLY or OBJ files. A damaged one is rejected and the others go on.
+        scans: PLY or OBJ files, or folders with ``transforms.json`` and depth images. A damaged one is rejected and the
+            others go on.
         out: folder of the results.
+        config: limits and sizes.
+        seed: of all that is drawn.
+        sensor: (3,) where all scans were seen from, in their own frame and unit; depth frames tell it themselves.
 
     Returns:
         What ``fit.json`` holds.
@@ -41,13 +53,16 @@ def fit_files(
 
     head = HeadModel.load(model)
     names = scan_names(scans)
-    read, damaged = {}, {}
+    read: dict[str, FitInput] = {}
+    damaged = {}
     for name, path in zip(names, scans, strict=True):
         try:
             read[name] = read_scan(path)
         except ScanRejected as error:
             damaged[name] = str(error)
-    fit = fit_scans(head, list(read.values()), list(read), config, seed) if read else Fit()
+    clouds = [scan.cloud for scan in read.values()]
+    sensors = [sensor if scan.sensors is None else scan.sensors for scan in read.values()]
+    fit = fit_scans(head, clouds, list(read), config, seed, sensors) if read else Fit()
     out.mkdir(parents=True, exist_ok=True)
     document = FitDocument(
         scans={
@@ -72,6 +87,7 @@ def _files(name: str, scan: FittedScan) -> dict[str, bytes]:
         f"{name}.ply": mesh_to_ply(scan.mesh),
         f"{name}.template.ply": mesh_to_ply(scan.template_mesh),
         f"{name}.landmarks.json": json.dumps(scan.landmarks.tolist()).encode(),
+        f"{name}.png": to_png(fit_sheet(name, scan)),
     }
 
 
@@ -98,22 +114,3 @@ def scan_names(paths: Sequence[Path]) -> list[str]:
     if twice:
         raise ConfigError(one_line("names two scans", twice[0], "same file and folder name", "rename one of them"))
     return names
-
-
-def read_scan(path: Path) -> Mesh:
-    """Read a PLY or OBJ file, mesh or cloud.
-
-    Raises:
-        ScanRejected: it is missing, of another kind, damaged, or empty.
-    """
-    if not path.is_file():
-        raise ScanRejected(one_line("is missing", str(path), "no such file", "name a PLY or OBJ file"))
-    data = path.read_bytes()
-    if path.suffix.lower() == ".obj":
-        told = read_obj(data, str(path))
-        mesh = Mesh.of(told.vertices, told.triangles)
-    else:
-        mesh = mesh_from_ply(data, str(path))
-    if len(mesh.vertices) == 0:
-        raise ScanRejected(one_line("is empty", str(path), "no points", "export the scan again"))
-    return mesh

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import open3d as o3d
 from numpy.typing import NDArray
+from scipy.spatial import cKDTree
 
 _FEWEST = 30
 
@@ -28,3 +29,16 @@ def estimate_normals(points: NDArray[np.floating], neighbours: int = 20) -> NDAr
     away = points - np.mean(points, 0)
     outwards = np.einsum("nc,nc->n", normals, away) / np.maximum(np.linalg.norm(away, axis=1), 1e-12)
     return normals if outwards.sum() >= 0 else -normals
+
+
+def agree_nearby(points: NDArray[np.floating], normals: NDArray[np.floating], neighbours: int = 6) -> float:
+    """Share of neighbouring points whose normals (n, 3) look to one side; about a half where sides are mixed.
+
+    Of neighbours whose planes differ by more than 60 degrees nothing is known; 1 where there are no others.
+    """
+    if len(points) <= neighbours:
+        return 1.0
+    nearest = np.asarray(cKDTree(points).query(points, k=neighbours + 1)[1])[:, 1:]
+    cosine = np.einsum("nc,nkc->nk", normals, normals[nearest])
+    told = np.abs(cosine) > 0.5
+    return float(np.mean(cosine[told] > 0)) if told.any() else 1.0

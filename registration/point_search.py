@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
 from registration.alignment import EXTENT_MM, USUAL_EXTENT_MM, Alignment, curved_points
-from registration.cloud_normals import estimate_normals
+from registration.cloud_normals import agree_nearby, estimate_normals
 from registration.mesh import transform_points
 from registration.point_fit import PointFit, PointModel, face_evidence, fit_points
 from registration.pose_search import correlate
@@ -23,6 +23,8 @@ from registration.search_model import SearchModel, ThinScan
 from registration.template import Template
 
 LEAST_POINTS = 100
+LEAST_AGREEMENT = 0.8
+"""So many neighbours' normals must look to one side, else they were never oriented."""
 LEAST_HIT = 20
 HEAD_REACH_MM = 230.0
 """No point of a head is further from its middle."""
@@ -88,7 +90,8 @@ def search_points(
 
     Args:
         points: (n, 3) world frame, in one of the units.
-        normals: (n, 3) unit, out of the surface; estimated where there are none, and both sides are tried.
+        normals: (n, 3) unit, to one side of the surface; those that are told first, then the other side. Estimated
+            where there are none, or where neighbours look to different sides.
         template: the head to look for.
         seed: of what is drawn.
         units_to_mm: in the order of how usual the scan's size would be, until one leads to a head.
@@ -101,12 +104,13 @@ def search_points(
     if len(points) < LEAST_POINTS:
         return Alignment(np.eye(4), 0.0, False, _too_few(len(points)), units_to_mm[0], np.zeros(0))
     told = None if normals is None else np.asarray(normals, np.float64)[finite]
+    if told is not None and agree_nearby(points, told) < LEAST_AGREEMENT:
+        told = None
     facing = estimate_normals(points) if told is None else told
     extent = float(np.ptp(np.percentile(points, [1, 99], axis=0), axis=0).max())
     model, search = PointModel.of(template), SearchModel.of(template, np.random.default_rng(seed))
     best: Alignment | None = None
-    # where the outside is a guess, the other side is tried too
-    for sign in (1.0,) if told is not None else (1.0, -1.0):
+    for sign in (1.0, -1.0):  # a cloud's outside is a guess, and told normals may look inwards
         for unit in sorted(units_to_mm, key=lambda unit: abs(np.log(max(extent * unit, 1e-9) / USUAL_EXTENT_MM))):
             found = _in_unit(
                 np.asarray(points * unit, np.float64), sign * facing, extent * unit, model, search, seed, unit

@@ -25,11 +25,14 @@ def fit(
     out: Out,
     workspace: Where = ".",
     unit: Literal["mm", "cm", "m"] | None = None,
+    scale: Annotated[bool, Parameter(negative=())] = False,
+    sequence: Annotated[bool, Parameter(negative=())] = False,
+    sensor: tuple[float, float, float] | None = None,
     strict: Annotated[bool, Parameter(negative=())] = False,
     seed: int = 0,
     output: Output = PLAIN,
 ) -> Reply:
-    """Fit a model to clouds or meshes of one person, in any pose and in mm, cm or m.
+    """Fit a model to clouds, meshes or depth frames of one person, in any pose and in mm, cm or m.
 
     For example:
 
@@ -38,26 +41,36 @@ def fit(
     Parameters
     ----------
     scans
-        PLY or OBJ files, each one expression of the same person.
+        PLY or OBJ files, or folders with transforms.json and depth images, each one expression of the same person.
     out
         The folder for fit.json, meshes and landmarks.
     unit
         The scans' unit, where it is known; found by default.
+    scale
+        Refine the unit by some per cent, for scans whose scale is not sure, such as photogrammetry's.
+    sequence
+        The scans are consecutive frames in one world frame: expression and pose change little between them.
+    sensor
+        X Y Z where the scans were seen from, in their frame and unit: nothing of the head lies before what was seen.
     strict
         Exit with 1 if any scan was rejected.
     seed
         Of everything drawn.
     """
     from pipeline.drawn_mesh import find_model
-    from pipeline.fit import ScanFitConfig
+    from pipeline.fit import SCALE_SHARE, ScanFitConfig
     from pipeline.fit_files import fit_files
     from pipeline.session import MM_PER_UNIT
 
     folder = find_model(model, workspace)
-    config = ScanFitConfig() if unit is None else ScanFitConfig(units_to_mm=(MM_PER_UNIT[unit],))
+    config = ScanFitConfig(sequence=sequence)
+    if unit is not None:
+        config = config.model_copy(update={"units_to_mm": (MM_PER_UNIT[unit],)})
+    if scale:
+        config = config.model_copy(update={"fit": config.fit.model_copy(update={"scale_share": SCALE_SHARE})})
     with progress_for(output) as progress:
         progress.start("fit", len(scans))
-        document = fit_files(folder, scans, Path(out), config, seed)
+        document = fit_files(folder, scans, Path(out), config, seed, sensor)
         progress.finish("fit")
     verdicts = {name: scan["verdict"] for name, scan in document["scans"].items()}
     rejected = [name for name, verdict in verdicts.items() if verdict != "accepted"]

@@ -76,9 +76,19 @@ def cloud(identity: list[float], expression: list[float], count: int = 1500, see
     return to_mm(fields.posed(x).place.double().numpy())
 
 
-def fit(*clouds: np.ndarray, config: FitConfig = CONFIG, seed: int = 0) -> FittedCodes:
-    observations = [Observation(f"cloud {i}", points) for i, points in enumerate(clouds)]
-    return fit_codes(Ellipsoids(), PRIOR_Z, PRIOR_E, observations, config, seed)
+def fit(
+    *clouds: np.ndarray | Observation, config: FitConfig = CONFIG, seed: int = 0, sequence: bool = False
+) -> FittedCodes:
+    observations = [c if isinstance(c, Observation) else Observation(f"cloud {i}", c) for i, c in enumerate(clouds)]
+    return fit_codes(Ellipsoids(), PRIOR_Z, PRIOR_E, observations, config, seed, sequence=sequence)
+
+
+def outwards(points: np.ndarray, identity: list[float], expression: list[float]) -> np.ndarray:
+    """Unit normals (n, 3) of the posed surface at points on it."""
+    bound = Ellipsoids().bind(torch.tensor([identity]), torch.tensor([expression]))
+    posed = torch.tensor(to_units(points), dtype=torch.float32, requires_grad=True)
+    (slope,) = torch.autograd.grad(bound.distance(posed, bound.canonical(posed).place).sum(), posed)
+    return (slope / slope.norm(dim=1, keepdim=True)).double().numpy()
 
 
 def test_finds_identity_and_expression_of_one_view() -> None:
@@ -204,3 +214,104 @@ def test_posterior_is_the_inverse_of_the_whole_hessian() -> None:
     J = rng.normal(size=(5, 7))
     slow = np.sqrt(np.diag(J @ np.linalg.inv(hessian) @ J.T))
     np.testing.assert_allclose(posterior.spread(J[:, :4], J[:, 4:]), slow)
+
+
+def test_told_normals_say_what_noisy_points_do_not() -> None:
+    identity, expression = [0.0, 0.0, 0.0, 1.5], [0.0, 0.0]
+    exact = cloud(identity, expression, 400)
+    exact = exact[np.hypot(exact[:, 0], exact[:, 1]) < 45]  # about the nose
+    normals = outwards(exact, identity, expression)
+    noisy = exact + np.random.default_rng(5).normal(scale=3.0, size=(len(exact), 1)) * [0, 0, 1]  # along the view
+    config = CONFIG.model_copy(update={"noise_mm": 3.0, "last_scale_mm": 8.0, "normal_spread": 0.05})
+    off = {}
+    for name, points in (("with", 300), ("without", 0)):
+        told = config.model_copy(update={"normal_points": points})
+        off[name] = abs(fit(Observation("nose", noisy, normals), config=told).identity[3] - 1.5)
+    assert off["with"] < 0.6 * off["without"]
+
+
+def test_normals_that_are_noise_change_little() -> None:
+    points = cloud([0.8, -0.5, 0.6, 0.7], [1.2, -0.8])
+    rng = np.random.default_rng(3)
+    wrong = outwards(points, [0.8, -0.5, 0.6, 0.7], [1.2, -0.8]) + rng.normal(scale=0.5, size=points.shape)
+    wrong /= np.linalg.norm(wrong, axis=1, keepdims=True)
+    fitted = fit(Observation("rough", points, wrong))
+    np.testing.assert_allclose(fitted.identity, [0.8, -0.5, 0.6, 0.7], atol=0.3)
+
+
+def test_rays_that_pass_a_head_say_where_it_ends() -> None:
+    narrow = [-2.0, 0.0, 0.0, 0.0]  # 61 mm to each side instead of 75
+    points = cloud(narrow, [0.0, 0.0])
+    points = points[np.abs(points[:, 0]) < 15]  # the middle of the face says little of the width
+    points = points + np.random.default_rng(3).normal(scale=1.5, size=(len(points), 1)) * [0, 0, 1]
+    eye = np.array([0.0, 0.0, 3000.0])
+    rng = np.random.default_rng(2)
+    behind = np.stack([rng.uniform(-140, 140, 1500), rng.uniform(0, 60, 1500), np.full(1500, -300.0)], 1)
+    # the ray's own place where it passes the head's middle plane decides whether it hits
+    at_middle = eye + (behind - eye) * (3000.0 / 3300.0)
+    radii = RADII_MM * np.exp(0.1 * np.array(narrow[:3]))
+    passes = ((at_middle[:, :2] / radii[:2]) ** 2).sum(1) > 1.02
+    seen = np.concatenate([points, behind[passes]])
+    rays = np.stack([np.broadcast_to(eye, seen.shape), seen], 1)
+    box = np.array([[-150.0, -150.0, -150.0], [150.0, 150.0, 150.0]])
+    width = {}
+    for name, count in (("with", 1500), ("without", 0)):
+        config = CONFIG.model_copy(update={"ray_points": count, "noise_mm": 1.5})
+        width[name] = fit(Observation("front", points, None, rays, box), config=config).identity[0]
+    assert abs(width["with"] + 2.0) < 0.5
+    assert abs(width["with"] + 2.0) < 0.5 * abs(width["without"] + 2.0)
+
+
+def test_rays_that_end_on_a_head_do_not_dent_it() -> None:
+    points = cloud([0.8, -0.5, 0.6, 0.7], [1.2, -0.8])
+    rays = np.stack([np.broadcast_to([0.0, 0.0, 600.0], points.shape), points], 1)
+    fitted = fit(Observation("front", points, None, rays))
+    np.testing.assert_allclose(fitted.identity, [0.8, -0.5, 0.6, 0.7], atol=0.2)
+
+
+def test_a_wrong_scale_is_found_where_it_is_asked_for() -> None:
+    points = cloud([0.0, 0.0, 0.0, 0.0], [0.0, 0.0]) / 1.05
+    stiff = CodePrior(np.zeros(4), 1e6 * np.eye(4))
+    left = {}
+    for share, scale in ((0.05, 1.05), (0.0, 1.0)):
+        config = CONFIG.model_copy(update={"scale_share": share})
+        fitted = fit_codes(Ellipsoids(), stiff, PRIOR_E, [Observation("small", points)], config)
+        assert fitted.scales[0] == pytest.approx(scale, abs=0.003)
+        left[scale] = np.nanmedian(fitted.residual_mm[0])
+    assert left[1.05] < 0.03
+    assert left[1.0] > 0.3
+
+
+def _frames(count: int = 9, points: int = 6) -> tuple[list[np.ndarray], np.ndarray]:
+    """Few noisy points a frame of a head that opens its mouth slowly."""
+    opening = np.stack([1.5 * np.sin(np.linspace(0, np.pi, count)), np.linspace(-0.5, 0.5, count)], 1)
+    rng = np.random.default_rng(8)
+    clouds = []
+    for number, expression in enumerate(opening):
+        exact = cloud([0.5, 0.0, 0.3, 0.4], list(expression), points, seed=number)
+        clouds.append(exact + rng.normal(scale=1.5, size=exact.shape))
+    return clouds, opening
+
+
+def test_a_sequence_has_a_smooth_track_and_is_nearer_to_the_truth() -> None:
+    clouds, true = _frames()
+    config = CONFIG.model_copy(update={"noise_mm": 1.5, "last_scale_mm": 4.0, "expression_step": 0.5})
+    tracks = {tied: np.stack(fit(*clouds, config=config, sequence=tied).expressions) for tied in (True, False)}
+    rough = {tied: np.square(np.diff(track, n=2, axis=0)).sum() for tied, track in tracks.items()}
+    off = {tied: np.sqrt(np.square(track - true).mean()) for tied, track in tracks.items()}
+    assert rough[True] < 0.2 * rough[False]
+    assert off[True] < 0.9 * off[False]
+
+
+def test_a_sequence_does_not_care_in_which_frames_its_poses_are_told() -> None:
+    clouds, _ = _frames(4, 200)
+    told = [small_rigid(np.array([0.01 * k, -0.02 * k, 0.01, 2.0 * k, -1.0, 1.0 * k])) for k in range(4)]
+    moved = [
+        Observation(str(k), transform_points(np.linalg.inv(T), points), T_world_from_told=T)
+        for k, (T, points) in enumerate(zip(told, clouds, strict=True))
+    ]
+    config = CONFIG.model_copy(update={"iterations": 20, "rotation_deg": 20.0, "translation_mm": 50.0})
+    plain, other = fit(*clouds, config=config, sequence=True), fit(*moved, config=config, sequence=True)
+    np.testing.assert_allclose(np.stack(other.expressions), np.stack(plain.expressions), atol=0.08)
+    for k in range(4):
+        np.testing.assert_allclose(told[k] @ other.T_told_from_head[k], plain.T_told_from_head[k], atol=0.5)

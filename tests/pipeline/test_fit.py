@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import open3d as o3d
 import pytest
+from PIL import Image
 from scipy.spatial.transform import Rotation
 
 from model import HeadModel
@@ -18,13 +19,14 @@ from model.fit_config import FitConfig
 from model.training import TrainingData, train
 from pipeline.fit import ScanFitConfig, fit_scans
 from pipeline.fit_document import CODES_FILE, FitDocument
-from pipeline.fit_files import fit_files, read_scan, scan_names
+from pipeline.fit_files import fit_files, scan_names
+from pipeline.fit_observe import find_head, observe
 from registration.mesh import Mesh, mesh_from_ply, mesh_to_ply, sample_surface, transform_points
 from registration.procedural_head import draw_person, head_template
 from registration.register_head import throat_plane
-from registration.rendered_points import above_plane, single_view_cloud
+from registration.rendered_points import RenderedPoints, above_plane, single_view_cloud
 from registration.surface import SurfaceIndex
-from storage.errors import ConfigError, ScanRejected
+from storage.errors import ConfigError
 
 EXPRESSIONS = ("neutral_open", "smile")
 PEOPLE = [draw_person(np.random.default_rng(seed), relief_mm=0.0) for seed in range(4)]
@@ -150,7 +152,8 @@ def test_two_expressions_in_other_poses_and_units(head: HeadModel) -> None:
 def test_what_is_no_head_is_rejected_with_the_reason(head: HeadModel) -> None:
     box = o3d.geometry.TriangleMesh.create_box(400, 30, 400).subdivide_midpoint(4)
     table = Mesh.of(np.asarray(box.vertices), np.asarray(box.triangles))
-    fit = fit_scans(head, [table, np.zeros((5, 3))], ["table", "dots"], CONFIG)
+    in_mm = CONFIG.model_copy(update={"units_to_mm": (1.0,)})
+    fit = fit_scans(head, [table, np.zeros((5, 3))], ["table", "dots"], in_mm)
     for name in ("table", "dots"):
         document = fit["scans"][name]
         assert document["verdict"] == "rejected"
@@ -176,7 +179,9 @@ def test_one_view_in_metres_and_a_broken_file(head: HeadModel, tmp_path: Path) -
     assert broken["verdict"] == "rejected"
     assert "broken.ply" in broken["reasons"][0]
     names = {path.name for path in out.iterdir()}
-    assert names == {"fit.json", CODES_FILE, "view.ply", "view.template.ply", "view.landmarks.json"}
+    assert names == {"fit.json", CODES_FILE, "view.ply", "view.template.ply", "view.landmarks.json", "view.png"}
+    picture = np.asarray(Image.open(out / "view.png").convert("RGB"))
+    assert [len(np.unique(column.reshape(-1, 3), axis=0)) > 50 for column in np.split(picture, 4, 1)] == [True] * 4
     fitted = mesh_from_ply((out / "view.template.ply").read_bytes())
     true = transform_points(T, _head(1).vertices) / 1000
     assert np.median(np.linalg.norm(fitted.vertices - true, axis=1)) < 0.012
@@ -194,9 +199,32 @@ def test_names_of_scans() -> None:
         scan_names([Path("a/scan.ply"), Path("a/scan.ply")])
 
 
-def test_missing_files_are_rejected_in_a_line(tmp_path: Path) -> None:
-    with pytest.raises(ScanRejected, match="missing"):
-        read_scan(tmp_path / "none.ply")
-    (tmp_path / "empty.ply").write_bytes(mesh_to_ply(Mesh.of(np.zeros((0, 3)), np.zeros((0, 3)))))
-    with pytest.raises(ScanRejected, match="empty"):
-        read_scan(tmp_path / "empty.ply")
+def _with_normals(cloud: RenderedPoints, T: np.ndarray, normals: np.ndarray) -> Mesh:
+    named = dict(zip(("nx", "ny", "nz"), (normals @ T[:3, :3].T).astype(np.float32).T, strict=True))
+    return Mesh.of(transform_points(T, cloud.points_mm), np.zeros((0, 3)), **named)
+
+
+@pytest.mark.parametrize("facing", ["turned", "ignored"])
+def test_normals_that_look_inwards_are_turned_and_mixed_ones_left_out(head: HeadModel, facing: str) -> None:
+    cloud, T = single_view_cloud(_head(1), head.throat_plane, 1500, np.random.default_rng(0)), _anywhere(5)
+    sides = np.random.default_rng(1).choice([-1.0, 1.0], (len(cloud.normals), 1)) if facing == "ignored" else -1.0
+    told = _with_normals(cloud, T, sides * cloud.normals)
+    found = find_head(told, None, head.template, CONFIG.model_copy(update={"units_to_mm": (1.0,)}), 0)
+    assert found.alignment.accepted, found.alignment.reason
+    _check_pose(found.alignment.T_world_from_head, T, 8.0, 10.0)
+    seen, became = observe("view", found, head, CONFIG)
+    assert became == facing
+    if facing == "ignored":
+        assert seen.normals is None
+    else:
+        true = SurfaceIndex(_head(1)).closest(seen.points_mm)
+        out = SurfaceIndex(_head(1)).normals_at(true.faces, true.bary)
+        assert np.einsum("nc,nc->n", seen.normals, out).mean() > 0.8
+
+
+def test_a_sensor_that_does_not_go_with_its_scan_is_refused(head: HeadModel) -> None:
+    points = np.random.default_rng(0).normal(size=(200, 3))
+    with pytest.raises(ConfigError, match="sensor"):
+        fit_scans(head, [points], ["a"], CONFIG, sensors=[np.zeros((3, 3))])
+    with pytest.raises(ConfigError, match="sensor"):
+        fit_scans(head, [points], ["a"], CONFIG, sensors=[])
