@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from pipeline.evaluate_config import EvaluateConfig
     from pipeline.workspace import Workspace
 
+T = TypeVar("T")
+
 
 def registered_scans(workspace: Workspace) -> list[str]:
     """Keys of all scans that were cleaned and registered, sorted."""
@@ -34,9 +36,14 @@ def registered_scans(workspace: Workspace) -> list[str]:
 def held_out_scans(workspace: Workspace, most: int | None) -> list[str]:
     """Keys of the held-out subjects' registered scans; at most so many, evenly spread over them in their order."""
     keys = [key for key in registered_scans(workspace) if workspace.split(subject_of(key)) == "held_out"]
-    if most is None or len(keys) <= most:
-        return keys
-    return [keys[i] for i in np.linspace(0, len(keys) - 1, most).round().astype(int)]
+    return keys if most is None else spread(keys, most)
+
+
+def spread(things: Sequence[T], most: int) -> list[T]:
+    """At most so many, evenly over all in their order."""
+    if len(things) <= most:
+        return list(things)
+    return [things[i] for i in np.linspace(0, len(things) - 1, most).round().astype(int)]
 
 
 def read_registration(workspace: Workspace, key: str) -> tuple[Mesh, dict[str, Any]]:

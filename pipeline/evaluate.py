@@ -12,9 +12,10 @@ from pipeline.baselines import baseline_fitters
 from pipeline.compared import held_out_scans, linear_fitters, read_registration
 from pipeline.evaluate_config import EvaluateConfig
 from pipeline.keys import subject_of, take_of
+from pipeline.scan_regions import read_scan_regions
 from registration.mesh import mesh_from_ply
 from registration.pictures import to_png
-from registration.template import Template
+from registration.template import REGIONS, Template
 from storage.manifest import Manifest
 
 if TYPE_CHECKING:
@@ -47,7 +48,13 @@ def run_evaluate(workspace: Workspace, key: str) -> Manifest:
         StorageConflict: an input is damaged.
     """
     from model.head_fitter import NphmFitter  # torch: loaded by the steps that need it alone
-    from pipeline.evaluation import evaluate_scan, evaluate_training_head, method_entry, summarise
+    from pipeline.evaluation import (
+        REGIONS_COMPARED,
+        evaluate_scan,
+        evaluate_training_head,
+        method_entry,
+        summarise,
+    )
     from pipeline.evaluation_pictures import scan_sheet, training_sheet
     from pipeline.evaluation_tables import csv_table, latex_table, markdown_table
 
@@ -91,7 +98,7 @@ def run_evaluate(workspace: Workspace, key: str) -> Manifest:
 
     def summary(entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         by_method = {name: [(entry["key"], entry["methods"][name]) for entry in entries] for name in methods}
-        return {name: summarise(rows, ("face", "head"), rng) for name, rows in by_method.items()}
+        return {name: summarise(rows, REGIONS_COMPARED, rng) for name, rows in by_method.items()}
 
     expressions = sorted({entry["expression"] for entry in held_out})
     evaluation: dict[str, Any] = {
@@ -100,7 +107,7 @@ def run_evaluate(workspace: Workspace, key: str) -> Manifest:
         "held_out": held_out,
         "summary": summary(held_out),
         "training": training,
-        "training_summary": summarise([(entry["key"], entry) for entry in training], ("face", "head"), rng),
+        "training_summary": summarise([(entry["key"], entry) for entry in training], REGIONS_COMPARED, rng),
         "by_expression": {one: summary([e for e in held_out if e["expression"] == one]) for one in expressions},
     }
     outputs["evaluation.json"] = json.dumps(evaluation, indent=1, sort_keys=True, allow_nan=False).encode()
@@ -148,4 +155,6 @@ def read_scan(workspace: Workspace, key: str, template: Template) -> HeadScan:
     clean = mesh_from_ply(workspace.read(workspace.accepted("clean", key), "mesh.ply"), f"clean/{key}/mesh.ply")
     T_head_from_world = np.linalg.inv(np.array(frame["T_world_from_head"], np.float64))
     plane = np.array(frame["throat_plane"], np.float64)
-    return HeadScan(key, clean.transformed(T_head_from_world), registration, template.face_mask, plane)
+    regions = read_scan_regions(workspace, key, len(clean.vertices))
+    hair = regions == REGIONS.index("hair")
+    return HeadScan(key, clean.transformed(T_head_from_world), registration, template.face_mask, plane, hair)

@@ -23,8 +23,10 @@ from pipeline.keys import subject_of
 from registration.mesh import Mesh
 from registration.rendered_points import RenderedPoints, single_view_cloud, visible_samples
 
-REGIONS_COMPARED = ("face", "head")
+REGIONS_COMPARED = ("face", "head", "hair")
 FACE_MM_SCAN, FACE_PLANE_MM_SCAN, FACE_MM_PREDICTED = 10.0, 5.0, 20.0
+LEAST_HAIR_SHARE = 0.005
+"""A scan of which less is seen as hair has none."""
 NOTHING_TO_COMPARE = "no surface of it can be seen there"
 
 
@@ -38,6 +40,7 @@ class HeadScan:
         registration: the template registered to the scan.
         face: (vertices,) bool, the registration's face region.
         throat_plane: (4,) what lies under it (n.x + d < 0) is not compared.
+        hair: (clean vertices,) bool, what registration took for hair; None where it was not told.
     """
 
     key: str
@@ -45,6 +48,7 @@ class HeadScan:
     registration: Mesh
     face: NDArray[np.bool_]
     throat_plane: NDArray[np.float64]
+    hair: NDArray[np.bool_] | None = None
 
 
 @dataclass(frozen=True)
@@ -53,13 +57,48 @@ class MethodResult:
 
     Attributes:
         fitted: the head, or None where the method gave none.
-        errors: by region; a region is missing where there was nothing to compare, or the method does not model it.
+        errors: by region; a region is missing where there was nothing to compare.
         failure: why the method counts as failed here, else empty.
+        absent: regions that the scan has not, such as hair, or that are not the method's to model: nobody fails there.
     """
 
     fitted: FittedHead | None
     errors: Mapping[str, SurfaceError] = field(default_factory=dict)
     failure: str = ""
+    absent: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Look:
+    """How a scan is shown to the methods.
+
+    Attributes:
+        points: of the cloud, drawn with replacement.
+        noise_mm: standard deviation along the view rays.
+        yaw_deg: where the camera stands around the head, 0 in front, positive to the head's left; a random frontal
+            place by default.
+        whole: all that ten cameras around the head see, instead of one view.
+    """
+
+    points: int
+    noise_mm: float = 0.0
+    yaw_deg: float | None = None
+    whole: bool = False
+
+    def of(self, scan: HeadScan, config: EvaluateConfig, rng: np.random.Generator) -> RenderedPoints:
+        """The points of a scan that are seen.
+
+        Raises:
+            ScanRejected: nothing is seen above the throat.
+        """
+        if self.whole:
+            return visible_samples(scan.clean, scan.throat_plane, self.points, rng, config.render_scale)
+        direction = None
+        if self.yaw_deg is not None:
+            yaw = np.radians(self.yaw_deg)
+            direction = np.array([np.sin(yaw), 0.0, np.cos(yaw)])
+        told = scan.clean, scan.throat_plane, self.points, rng
+        return single_view_cloud(*told, direction, noise_mm=self.noise_mm, where=scan.key)
 
 
 @dataclass(frozen=True)
@@ -78,7 +117,7 @@ class ScanResult:
 
 
 def evaluate_scan(scan: HeadScan, fitters: Iterable[HeadFitter], config: EvaluateConfig, seed: int) -> ScanResult:
-    """Fit every method to one view of a held-out scan and measure what they give.
+    """Fit every method to one view of a held-out scan and measure what they give: the main protocol.
 
     Args:
         scan: of a subject that no method was trained on.
@@ -89,17 +128,44 @@ def evaluate_scan(scan: HeadScan, fitters: Iterable[HeadFitter], config: Evaluat
     Raises:
         ScanRejected: the camera sees nothing of the scan.
     """
-    rng = np.random.default_rng(seed)
-    cloud = single_view_cloud(
-        scan.clean, scan.throat_plane, config.points, rng, noise_mm=config.noise_mm, where=scan.key
-    )
-    truth = visible_samples(scan.clean, scan.throat_plane, config.samples, rng, config.render_scale)
-    observation = Observation(scan.key, cloud.points_mm, cloud.normals)
-    methods = {}
+    (result,) = evaluate_together([scan], fitters, Look(config.points, config.noise_mm), config, [seed])
+    return result
+
+
+def evaluate_together(
+    scans: Sequence[HeadScan],
+    fitters: Iterable[HeadFitter],
+    look: Look,
+    config: EvaluateConfig,
+    seeds: Sequence[int],
+) -> tuple[ScanResult, ...]:
+    """Fit every method to scans of one person, one identity for all of them, and measure each.
+
+    Args:
+        scans: of one subject that no method was trained on.
+        fitters: the methods.
+        look: how the scans are shown.
+        config: samples.
+        seeds: of each scan's view, points and samples; the first one's also of the fits.
+
+    Raises:
+        ScanRejected: the camera sees nothing of a scan.
+    """
+    clouds, truths = [], []
+    for scan, seed in zip(scans, seeds, strict=True):
+        rng = np.random.default_rng(seed)
+        clouds.append(look.of(scan, config, rng))
+        truths.append(visible_samples(scan.clean, scan.throat_plane, config.samples, rng, config.render_scale))
+    # noisy points with the clean surface's normals would tell what no sensor knows
+    observations = [
+        Observation(scan.key, cloud.points_mm, None if look.noise_mm else cloud.normals)
+        for scan, cloud in zip(scans, clouds, strict=True)
+    ]
+    methods: list[dict[str, MethodResult]] = [{} for _ in scans]
     for fitter in fitters:
-        (fitted,) = fitter.fit([observation], seed)
-        methods[fitter.name] = measure(fitted, scan, truth, config, seed)
-    return ScanResult(scan, cloud, methods)
+        for place, fitted in enumerate(fitter.fit(observations, seeds[0])):
+            methods[place][fitter.name] = measure(fitted, scans[place], truths[place], config, seeds[place])
+    return tuple(ScanResult(*told) for told in zip(scans, clouds, methods, strict=True))
 
 
 def measure(
@@ -112,28 +178,39 @@ def measure(
         truth: samples of the scan.
         seed: of the fitted head's samples.
     """
+    modelled = REGIONS_COMPARED if fitted.regions is None else fitted.regions
+    theirs = {region: on_region(truth, scan, region, False) for region in modelled}
+    bald = "hair" in theirs and len(theirs["hair"].points_mm) <= LEAST_HAIR_SHARE * len(truth.points_mm)
+    there = [region for region in modelled if not (bald and region == "hair")]
+    absent = tuple(region for region in REGIONS_COMPARED if region not in there)
     if not np.isfinite(fitted.mesh.vertices).all():
-        return MethodResult(None, failure="the fit diverged")
+        return MethodResult(None, failure="the fit diverged", absent=absent)
     rng = np.random.default_rng(seed)
     predicted = visible_samples(fitted.mesh, scan.throat_plane, config.samples, rng, config.render_scale)
     errors = {}
-    regions = REGIONS_COMPARED if fitted.regions is None else fitted.regions
-    for region in regions:
-        ours, theirs = on_region(predicted, scan, region, True), on_region(truth, scan, region, False)
-        if len(ours.points_mm) and len(theirs.points_mm):
-            errors[region] = compare_surfaces(fitted.mesh, ours, scan.clean, theirs)
-    missing = [region for region in regions if region not in errors]
-    return MethodResult(fitted, errors, f"{', '.join(missing)}: {NOTHING_TO_COMPARE}" if missing else "")
+    for region in there:
+        ours = on_region(predicted, scan, region, True)
+        if len(ours.points_mm) and len(theirs[region].points_mm):
+            errors[region] = compare_surfaces(fitted.mesh, ours, scan.clean, theirs[region])
+    missing = [region for region in there if region not in errors]
+    failure = f"{', '.join(missing)}: {NOTHING_TO_COMPARE}" if missing else ""
+    return MethodResult(fitted, errors, failure, absent)
 
 
 def on_region(samples: RenderedPoints, scan: HeadScan, region: str, predicted: bool) -> RenderedPoints:
-    """The samples on ``face``, or all of them for ``head``.
+    """The samples on ``face`` or ``hair``, or all of them for ``head``.
 
     The scan's face is what lies within 10 mm of the registered face and 5 mm of its plane: skin, no hair or glasses
-    before it. A predicted surface belongs to the face up to 20 mm from it, so that none escapes by being far off.
+    before it. A predicted surface belongs to the face up to 20 mm from it, so that none escapes by being far off. Hair
+    is what registration took for it on the clean scan, and what is predicted within 20 mm of that.
     """
     if region == "head":
         return samples
+    if region == "hair":
+        hair = np.zeros(len(scan.clean.vertices), bool) if scan.hair is None else scan.hair
+        if not hair.any():
+            return samples.select(np.zeros(len(samples.points_mm), bool))
+        return samples.select(in_region(samples.points_mm, scan.clean, hair, FACE_MM_PREDICTED))
     limits = (FACE_MM_PREDICTED, np.inf) if predicted else (FACE_MM_SCAN, FACE_PLANE_MM_SCAN)
     return samples.select(in_region(samples.points_mm, scan.registration, scan.face, *limits))
 
@@ -156,6 +233,7 @@ def method_entry(result: MethodResult) -> dict[str, Any]:
         entry["pose_correction_deg"] = float(np.degrees(Rotation.from_matrix(T[:3, :3]).magnitude()))
         entry["pose_correction_mm"] = float(np.linalg.norm(T[:3, 3]))
     entry["regions"] = {region: error.as_figures() for region, error in result.errors.items()}
+    entry["absent"] = list(result.absent)
     return entry
 
 
@@ -165,7 +243,8 @@ def summarise(
     """Means, medians and 95th percentiles of one method over scans, failures counted.
 
     A failed scan has no distance. It counts as infinitely far in medians and percentiles (null where that is the
-    answer), as 0 in F-scores, and the means of all else, over the others, stand beside the number of failures.
+    answer), as 0 in F-scores, and the means of all else, over the others, stand beside the number of failures. Scans
+    that have no such region, as hair, do not count there.
 
     Args:
         results: key and ``method_entry`` of each scan.
@@ -175,7 +254,8 @@ def summarise(
     summary: dict[str, Any] = {"scans": len(results)}
     summary["failures"] = sum(entry["failure"] is not None for _, entry in results)
     for region in regions:
-        rows = {key: entry["regions"].get(region) for key, entry in results}
+        rows = {key: entry["regions"].get(region) for key, entry in results if region not in entry["absent"]}
+        summary[f"{region}_scans"] = len(rows)
         names = sorted({name for row in rows.values() if row for name in row})
         summary[region] = {name: _statistics(rows, name, rng) for name in names}
     return summary

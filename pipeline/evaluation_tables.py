@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 _COLUMNS = (
@@ -17,6 +17,8 @@ _COLUMNS = (
     ("f_score_10mm", "F@10", 3),
     ("f_score_20mm", "F@20", 3),
 )
+
+_REGIONS = ("face", "head", "hair")
 
 
 def markdown_table(evaluation: Mapping[str, Any]) -> str:
@@ -45,11 +47,43 @@ def markdown_table(evaluation: Mapping[str, Any]) -> str:
 def latex_table(evaluation: Mapping[str, Any]) -> str:
     """The table of means as a LaTeX ``tabular`` with booktabs' rules, to be put into a paper as it is."""
     head = ["region", "method", "scans", "failures", *(title for _, title, _ in _COLUMNS), "95\\,\\% interval mm"]
-    rows = _rows(evaluation["summary"])
-    lines = ["% needs \\usepackage{booktabs}", f"\\begin{{tabular}}{{ll{'r' * (len(head) - 2)}}}", "\\toprule"]
+    return _tabular(head, _rows(evaluation["summary"]), words=2)
+
+
+def _tabular(head: Sequence[str], rows: Sequence[Sequence[str]], words: int) -> str:
+    """Rows of cells, the first so many of them words and the others numbers."""
+    columns = "l" * words + "r" * (len(head) - words)
+    lines = ["% needs \\usepackage{booktabs}", f"\\begin{{tabular}}{{{columns}}}", "\\toprule"]
     lines += [" & ".join(cell.replace("²", "$^2$") for cell in head) + " \\\\", "\\midrule"]
     lines += [" & ".join(cell.replace("_", "\\_") for cell in row) + " \\\\" for row in rows]
     return "\n".join([*lines, "\\bottomrule", "\\end{tabular}", ""])
+
+
+def protocol_markdown(document: Mapping[str, Any]) -> str:
+    """A protocol's means by level, region and method."""
+    head = _protocol_head("95 % interval mm")
+    lines = [f"# {document['model']}: {document['protocol']}", "", document["what"], ""]
+    lines += ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
+    lines += ["| " + " | ".join(row) + " |" for row in _level_rows(document)]
+    return "\n".join([*lines, ""])
+
+
+def protocol_latex(document: Mapping[str, Any]) -> str:
+    """The same as a LaTeX ``tabular`` with booktabs' rules."""
+    return _tabular(_protocol_head("95\\,\\% interval mm"), _level_rows(document), words=3)
+
+
+def protocol_csv(document: Mapping[str, Any]) -> str:
+    """Every fitted scan, level, method and region of a protocol as a line."""
+    return _csv(document["rows"], ("level", "key"))
+
+
+def _protocol_head(interval: str) -> list[str]:
+    return ["level", "region", "method", "scans", "failures", *(title for _, title, _ in _COLUMNS), interval]
+
+
+def _level_rows(document: Mapping[str, Any]) -> list[list[str]]:
+    return [[level, *row] for level, summary in document["levels"].items() for row in _rows(summary)]
 
 
 def _by_expression(summaries: Mapping[str, Mapping[str, Any]]) -> list[str]:
@@ -65,12 +99,12 @@ def _by_expression(summaries: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
 def _rows(summary: Mapping[str, Any]) -> list[list[str]]:
     rows = []
-    for region in ("face", "head"):
+    for region in _REGIONS:
         for method, of_method in summary.items():
             figures = of_method.get(region, {})
-            if not figures and of_method["failures"] < of_method["scans"]:
-                continue  # not its to model
-            row = [region, method, str(of_method["scans"]), str(of_method["failures"])]
+            if not of_method[f"{region}_scans"]:
+                continue  # the scans have none, or it is not the method's to model
+            row = [region, method, str(of_method[f"{region}_scans"]), str(of_method["failures"])]
             row += [f"{figures[name]['mean']:.{digits}f}" if name in figures else "-" for name, _, digits in _COLUMNS]
             distance = figures.get("point_to_triangle_mm")
             row.append(f"{distance['low']:.3f} to {distance['high']:.3f}" if distance else "-")
@@ -80,22 +114,28 @@ def _rows(summary: Mapping[str, Any]) -> list[list[str]]:
 
 def csv_table(evaluation: Mapping[str, Any]) -> str:
     """Every held-out scan, method and region as a line; empty cells where a method failed."""
+    return _csv(evaluation["held_out"], ("key",))
+
+
+def _csv(rows: Sequence[Mapping[str, Any]], named: Sequence[str]) -> str:
     out = io.StringIO()
     names = sorted(
         {
             name
-            for scan in evaluation["held_out"]
-            for method in scan["methods"].values()
+            for row in rows
+            for method in row["methods"].values()
             for figures in method["regions"].values()
             for name in figures
         }
     )
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["key", "method", "region", "failure", *names])
-    for scan in evaluation["held_out"]:
-        for method, entry in scan["methods"].items():
-            for region in ("face", "head"):
+    writer.writerow([*named, "method", "region", "failure", *names])
+    for row in rows:
+        for method, entry in row["methods"].items():
+            for region in _REGIONS:
+                if region in entry["absent"]:
+                    continue
                 figures = entry["regions"].get(region, {})
                 cells = [f"{figures[name]:.6g}" if name in figures else "" for name in names]
-                writer.writerow([scan["key"], method, region, entry["failure"] or "", *cells])
+                writer.writerow([*(row[name] for name in named), method, region, entry["failure"] or "", *cells])
     return out.getvalue()

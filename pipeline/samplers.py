@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pipeline.deformation_samples import DeformationSampler
 from pipeline.identity_samples import IDENTITY_PARTS, IdentitySampler
 from pipeline.sample_blocks import Drawn
 from pipeline.sample_config import SampleConfig
+from pipeline.scan_regions import read_scan_regions
 from registration.mesh import Mesh, mesh_from_ply
-from registration.template import REGIONS
-from storage.errors import ConfigError, StorageConflict, one_line
+from storage.errors import ConfigError, one_line
 
 if TYPE_CHECKING:
     from pipeline.workspace import Workspace
@@ -84,21 +82,11 @@ def open_samplers(workspace: Workspace, key: str) -> ScanSamplers:
         mesh_from_ply(workspace.read(cleaned, name), f"{key}/{name}") for name in ("mesh.ply", "watertight.ply")
     )
     T_world_from_head = np.array(frame["T_world_from_head"])
-    region = _scan_region(workspace, key, len(scan.vertices))
+    region = read_scan_regions(workspace, key, len(scan.vertices))
     identity = IdentitySampler(
         scan, region, companion, posed, template, plane, T_world_from_head, config.identity, seed
     )
     return ScanSamplers(pairs, identity)
-
-
-def _scan_region(workspace: Workspace, key: str, vertices: int) -> NDArray[np.uint8]:
-    data = workspace.read(workspace.accepted("register", key), "scan_regions.npz")
-    with np.load(io.BytesIO(data), allow_pickle=False) as told:
-        region: NDArray[np.uint8] = told["region"]
-    if region.shape != (vertices,) or int(region.max(initial=0)) >= len(REGIONS):
-        why = f"{region.shape} regions for {vertices} vertices"
-        raise StorageConflict(one_line("is of another scan", f"scan_regions.npz of {key}", why, "register it again"))
-    return region
 
 
 def _registration(workspace: Workspace, key: str) -> tuple[Mesh, dict[str, Any]]:

@@ -19,6 +19,7 @@ from scipy.linalg import eigh
 from scipy.spatial import cKDTree
 from scipy.spatial.transform import Rotation
 
+from registration.cloud_noise import cloud_noise_mm
 from registration.mesh import transform_points, vertex_normals
 from registration.shape_modes import expression_modes, identity_modes, people_modes
 from registration.template import REGIONS, Template
@@ -35,6 +36,8 @@ MODEL_NOISE_MM = 2.0
 RIVAL_REACH_MM = 15.0
 """A point further off than this counts as so far, in the comparison with the rival."""
 LEAST_FACE_POINTS = 40
+MOST_NOISE_MM = 2.0
+"""Noise beyond this is no excuse for a face that is not found."""
 
 
 @dataclass(frozen=True)
@@ -173,21 +176,28 @@ def face_evidence(points_mm: NDArray[np.floating], fit: PointFit) -> float:
     Args:
         points_mm: (m, 3) those of the fit.
     """
-    return relief_explained(np.asarray(points_mm, np.float64)[fit.on_face], fit.distance_mm[fit.on_face])
+    face = np.asarray(points_mm, np.float64)[fit.on_face]
+    return relief_explained(face, fit.distance_mm[fit.on_face], cloud_noise_mm(face))
 
 
-def relief_explained(points_mm: NDArray[np.float64], distance_mm: NDArray[np.float64]) -> float:
+def relief_explained(points_mm: NDArray[np.float64], distance_mm: NDArray[np.float64], noise: float = 0.0) -> float:
     """How much nearer a head is to points on its face than the best quadric, as a share of the quadric's squares.
+
+    Noise lies in both and no shape explains it, so that its square is taken off both first: else the noisier a face is,
+    the less of it could be explained. It never stands for more than a half of what the head leaves, since what only
+    resembles a face leaves relief that may look like noise, too.
 
     Args:
         points_mm: (m, 3) points on the face, any frame.
         distance_mm: (m,) their distances to the head.
+        noise: standard deviation of the points across the surface, mm; ``MOST_NOISE_MM`` is the most that counts.
     """
     if len(points_mm) < LEAST_FACE_POINTS:
         return 0.0
     rival = quadric_distance(points_mm)
     ours, theirs = (np.minimum(np.square(d), RIVAL_REACH_MM**2).mean() for d in (distance_mm, rival))
-    return float(1 - ours / max(theirs, 1e-9))
+    in_both = min(min(noise, MOST_NOISE_MM) ** 2, 0.5 * ours)
+    return float(1 - (ours - in_both) / max(theirs - in_both, 1e-9))
 
 
 def quadric_distance(points: NDArray[np.float64]) -> NDArray[np.float64]:

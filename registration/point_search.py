@@ -23,6 +23,9 @@ from registration.search_model import SearchModel, ThinScan
 from registration.template import Template
 
 LEAST_POINTS = 100
+FEW_POINTS = 1000
+NEIGHBOURS, FEW_NEIGHBOURS = 20, 12
+"""By which normals are estimated; twenty of few points reach across a nose."""
 LEAST_AGREEMENT = 0.8
 """So many neighbours' normals must look to one side, else they were never oriented."""
 LEAST_HIT = 20
@@ -106,7 +109,8 @@ def search_points(
     told = None if normals is None else np.asarray(normals, np.float64)[finite]
     if told is not None and agree_nearby(points, told) < LEAST_AGREEMENT:
         told = None
-    facing = estimate_normals(points) if told is None else told
+    neighbours = FEW_NEIGHBOURS if len(points) < FEW_POINTS else NEIGHBOURS
+    facing = estimate_normals(points, neighbours) if told is None else told
     extent = float(np.ptp(np.percentile(points, [1, 99], axis=0), axis=0).max())
     model, search = PointModel.of(template), SearchModel.of(template, np.random.default_rng(seed))
     best: Alignment | None = None

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import open3d as o3d
@@ -15,6 +16,7 @@ import pytest
 import torch
 from pydantic import BaseModel, ConfigDict
 
+from flows.commands.steps import ProtocolName
 from model import HeadModel
 from model.config import DeformationConfig, FieldConfig, IdentityConfig
 from model.deformation_field import DeformationField
@@ -22,13 +24,24 @@ from model.fit_config import FitConfig, PcaConfig
 from model.identity_field import IdentityField
 from model.observation import FittedHead, Observation
 from model.units import to_units
+from pipeline import protocols
 from pipeline.compared import linear_fitters
 from pipeline.config import PipelineConfig, SplitShares
 from pipeline.evaluate import run_evaluate
-from pipeline.evaluate_config import STEP_VERSION, EvaluateConfig, EvaluateThresholds, judge_evaluate
-from pipeline.evaluation import HeadScan, evaluate_scan, evaluate_training_head, method_entry, summarise
+from pipeline.evaluate_config import STEP_VERSION, EvaluateConfig, EvaluateThresholds, Protocol, judge_evaluate
+from pipeline.evaluation import (
+    REGIONS_COMPARED,
+    HeadScan,
+    Look,
+    evaluate_scan,
+    evaluate_together,
+    evaluate_training_head,
+    method_entry,
+    summarise,
+)
 from pipeline.evaluation_pictures import scan_sheet, training_sheet
 from pipeline.evaluation_tables import latex_table
+from pipeline.protocols import WHAT, cases, run_protocol
 from pipeline.stepspec import Need, StepSpec
 from pipeline.workspace import Workspace
 from registration.mesh import Mesh, mesh_to_ply
@@ -136,7 +149,7 @@ def test_a_method_that_models_faces_is_measured_on_faces_and_has_not_failed() ->
     result = evaluate_scan(_scan(), [_Face("imface", 3.0)], SMALL, seed=1).methods["imface"]
     assert list(result.errors) == ["face"]
     assert result.failure == ""
-    summary = summarise([("001/neutral", method_entry(result))], ("face", "head"), np.random.default_rng(0))
+    summary = summarise([("001/neutral", method_entry(result))], REGIONS_COMPARED, np.random.default_rng(0))
     evaluation = {"summary": {"imface": summary}, "held_out": [], "model": "", "protocol": ""}
     rows = [line for line in latex_table(evaluation).splitlines() if "imface" in line]
     assert [row.split(" & ")[0] for row in rows] == ["face"]
@@ -258,16 +271,26 @@ def _workspace(root: Path, held_out: tuple[str, ...]) -> Workspace:
         for expression in ("neutral", "smile"):
             key = f"{subject}/{expression}"
             head = _head(subject, smile=expression == "smile")
-            told = {"canonical_expression": "neutral", "content_digest": "0"}
+            rig = "dome" if subject in held_out else "studio"
+            told = {"canonical_expression": "neutral", "content_digest": "0", "rig": rig}
             workspace.commit("ingest", key, inputs={}, outputs={"taken.json": b"{}"}, extra=told)
             clean = mesh_to_ply(head.transformed(T_world_from_head))
             workspace.commit("clean", key, inputs={}, outputs={"mesh.ply": clean})
             frame = {"T_world_from_head": T_world_from_head.tolist(), "throat_plane": PLANE.tolist()}
             outputs = {"mesh.ply": mesh_to_ply(head), "frame.json": json.dumps(frame).encode()}
+            outputs["scan_regions.npz"] = _regions(head, hair=subject in held_out)
             workspace.commit("register", key, inputs={}, outputs=outputs)
     trained = tuple(subject for subject in RADII_MM if subject not in held_out)
     workspace.commit("train", "first", inputs={}, outputs=dict(_model(trained).to_files()))
     return workspace
+
+
+def _regions(head: Mesh, hair: bool) -> bytes:
+    """The upper part of a head as hair, the rest as face."""
+    upper = (head.vertices[:, 1] > 30) & hair
+    out = io.BytesIO()
+    np.savez_compressed(out, region=np.where(upper, REGIONS.index("hair"), REGIONS.index("face")).astype(np.uint8))
+    return out.getvalue()
 
 
 def _cell(evaluation: dict[str, Any], method: str) -> str:
@@ -289,13 +312,14 @@ def test_a_workspace_gets_tables_figures_and_pictures(tmp_path: Path) -> None:
     assert [entry["key"] for entry in evaluation["held_out"]] == ["003/neutral", "003/smile"]
     assert set(evaluation["held_out"][0]["methods"]) == {"nphm", "pca"}
     lines = workspace.read(manifest, "table.csv").decode().splitlines()
-    assert len(lines) == 1 + 2 * 2 * 2
+    assert len(lines) == 1 + 2 * 2 * 3
+    assert sum(",hair," in line for line in lines) == 2 * 2
     assert "| face | pca | 2 | 0 |" in workspace.read(manifest, "table.md").decode()
     assert list(evaluation["by_expression"]) == ["neutral", "smile"]
     of_smile = evaluation["by_expression"]["smile"]["pca"]["face"]["point_to_triangle_mm"]["mean"]
     assert f"| smile | {_cell(evaluation, 'nphm')} | {of_smile:.3f} |" in workspace.read(manifest, "table.md").decode()
     paper = workspace.read(manifest, "table.tex").decode().splitlines()
-    assert [line.count(" & ") for line in paper if line.endswith("\\\\")] == [12] * (1 + 2 * 2)
+    assert [line.count(" & ") for line in paper if line.endswith("\\\\")] == [12] * (1 + 2 * 3)
     again = run_evaluate(workspace, "first")
     assert {n: o.sha256 for n, o in again.outputs.items()} == {n: o.sha256 for n, o in manifest.outputs.items()}
 
@@ -306,6 +330,88 @@ def test_without_held_out_subjects_the_figures_say_so(tmp_path: Path) -> None:
     assert manifest.figures["held_out_scans"] == manifest.figures["held_out_subjects"] == 0
     assert manifest.figures["training_heads"] == 3
     assert manifest.figures["train_face_median_mm"] > 0
+
+
+def test_scans_without_hair_do_not_count_there() -> None:
+    bald, upper = _scan(), _scan().clean.vertices[:, 1] > 20
+    haired = replace(bald, key="002/neutral", hair=np.asarray(upper))
+    rows = [(s.key, method_entry(evaluate_scan(s, [_Grown("g", 3.0)], SMALL, 1).methods["g"])) for s in (bald, haired)]
+    summary = summarise(rows, ("face", "hair"), np.random.default_rng(0))
+    assert (summary["face_scans"], summary["hair_scans"], summary["failures"]) == (2, 1, 0)
+    assert summary["hair"]["point_to_triangle_mm"]["mean"] == pytest.approx(3.0, abs=0.3)
+
+
+def test_noisy_clouds_come_without_the_clean_normals() -> None:
+    seen: list[Observation] = []
+
+    class _Looking(_Grown):
+        def fit(self, observations: Any, seed: int) -> Any:
+            seen.extend(observations)
+            return super().fit(observations, seed)
+
+    for noise in (0.0, 1.0):
+        evaluate_scan(_scan(), [_Looking("g", 3.0)], SMALL.model_copy(update={"noise_mm": noise}), 1)
+    assert seen[0].normals is not None
+    assert seen[1].normals is None
+    assert 0.5 < np.abs(seen[1].points_mm - seen[0].points_mm).max() < 6
+
+
+def test_a_protocol_is_measured_once_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    workspace = _workspace(tmp_path, held_out=("003",))
+    document = run_protocol(workspace, "first", "rig")
+    assert [(row["level"], row["key"]) for row in document["rows"]] == [("dome", "003/neutral"), ("dome", "003/smile")]
+    assert set(document["levels"]["dome"]) == {"nphm", "pca"}
+    folder = "protocols/first/rig"
+    assert "| dome | face | pca | 2 | 0 |" in workspace.store.get(f"{folder}/table.md").decode()
+    lines = workspace.store.get(f"{folder}/table.csv").decode().splitlines()
+    assert len(lines) == 1 + 2 * 2 * 3
+    assert lines[0].startswith("level,key,method,region,failure,")
+    assert workspace.store.get(f"{folder}/table.tex").decode().count("dome & ") == 2 * 3
+
+    def never(*told: Any) -> Any:
+        raise AssertionError("fitted again")
+
+    monkeypatch.setattr(protocols, "_measured", never)
+    assert run_protocol(workspace, "first", "rig") == document
+
+
+def test_what_protocols_look_at(tmp_path: Path) -> None:
+    workspace = _workspace(tmp_path, held_out=("003",))
+    for name, levels in (("points", 6), ("noise", 4), ("yaw", 5)):
+        found = cases(workspace, name, SMALL)  # type: ignore[arg-type]
+        assert len(found) == 2 * levels
+        assert len({case.level for case in found}) == levels
+    assert [case.keys for case in cases(workspace, "canonical", SMALL)] == [("003/neutral",)] * 2
+    with pytest.raises(ConfigError, match="joint"):
+        cases(workspace, "joint", SMALL)  # two expressions are too few
+    monkey = SMALL.model_copy(update={"protocol_scans": 1})
+    assert {case.keys for case in cases(workspace, "yaw", monkey)} == {("003/neutral",)}
+    assert set(get_args(ProtocolName)) == set(get_args(Protocol)) == set(WHAT)
+
+
+def test_scans_of_one_person_are_fitted_together() -> None:
+    told: list[int] = []
+
+    class _Counting(_Grown):
+        def fit(self, observations: Any, seed: int) -> Any:
+            told.append(len(observations))
+            return tuple(super(_Counting, self).fit([one], seed)[0] for one in observations)
+
+    scans = [_scan(), replace(_scan(), key="001/smile")]
+    results = evaluate_together(scans, [_Counting("g", 3.0)], Look(SMALL.points), SMALL, [1, 2])
+    assert told == [2]
+    assert [result.scan.key for result in results] == ["001/neutral", "001/smile"]
+    assert not np.array_equal(results[0].cloud.points_mm, results[1].cloud.points_mm)
+
+
+def test_a_look_from_the_left_sees_the_left(tmp_path: Path) -> None:
+    seen = Look(500, yaw_deg=90.0).of(_scan(), SMALL, np.random.default_rng(0)).points_mm
+    assert seen[:, 0].min() > -20
+    behind = Look(500, yaw_deg=180.0).of(_scan(), SMALL, np.random.default_rng(0)).points_mm
+    assert behind[:, 2].max() < 20
+    whole = Look(500, whole=True).of(_scan(), SMALL, np.random.default_rng(0)).points_mm
+    assert whole[:, 2].max() > 40
+    assert whole[:, 2].min() < -40
 
 
 def test_another_flame_file_than_the_settings_mean_is_refused(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import pytest
 from scipy.optimize import minimize
 from scipy.spatial.transform import Rotation
 
+from registration.cloud_noise import cloud_noise_mm
 from registration.mesh import sample_surface, transform_points
 from registration.point_fit import PointModel, fit_points, quadric_distance, relief_explained
 from registration.point_search import search_points
@@ -60,6 +61,34 @@ def test_what_is_explained_does_not_depend_on_the_pose():
     assert explained > 0.8
     assert relief_explained(transform_points(_turned(3), front), off) == pytest.approx(explained, abs=1e-6)
     assert relief_explained(_ellipsoid(500), np.full(500, 1.0)) < 0
+
+
+@pytest.mark.parametrize("noise", [0.0, 1.5])
+def test_a_cloud_tells_its_own_noise(noise):
+    rng = np.random.default_rng(4)
+    for points, out in (
+        (_ellipsoid(400), _ellipsoid(400) / AXES_MM**2),
+        (_ellipsoid(3000), _ellipsoid(3000) / AXES_MM**2),
+    ):
+        out = out / np.linalg.norm(out, axis=1, keepdims=True)
+        told = cloud_noise_mm(points + noise * rng.normal(size=(len(points), 1)) * out)
+        assert told == pytest.approx(noise, rel=0.15, abs=0.25)
+    assert cloud_noise_mm(points[:20]) == 0
+
+
+def test_noise_is_no_relief_that_a_face_leaves():
+    template = head_template()
+    points, _, _ = sample_surface(template.mesh, 3000, np.random.default_rng(0))
+    front = points[(points[:, 2] > 60) & (np.abs(points[:, 1]) < 70)][:250]
+    off = 1.8 * np.random.default_rng(1).normal(size=len(front))
+    noisy = front + off[:, None] * [0, 0, 1]
+    bare, told = relief_explained(noisy, off), relief_explained(noisy, off, 1.8)
+    assert bare + 0.02 < told < 1
+    # a ball is no face however noisy it is said to be: what explains no more than a quadric does stays at nothing
+    ball = _ellipsoid(300) + np.random.default_rng(2).normal(scale=1.5, size=(300, 3))
+    for noise in (0.0, 1.5, 9.0):
+        assert relief_explained(ball, quadric_distance(ball), noise) == pytest.approx(0, abs=1e-9)
+        assert relief_explained(ball, 1.2 * quadric_distance(ball), noise) < 0
 
 
 def test_a_shifted_template_comes_back():
