@@ -145,7 +145,7 @@ def test_it_learns_is_kept_and_is_fitted_to_points() -> None:
     def stage(steps: int) -> StageConfig:
         return StageConfig(steps=steps, learning_rate=2e-3, code_learning_rate=1e-2, code_init=0.5, warmup_steps=5)
 
-    settings = ImFaceTraining(sizes=SIZES, stage1=stage(300), stage2=stage(200))
+    settings = ImFaceTraining(sizes=SIZES, stage1=stage(150), stage2=stage(100))
     method = baseline("imface", NpmTraining(), settings)
     config = method.training(TrainingConfig(threads=1))
     mean = (PLACES * RADII_MM.mean(0)).astype(np.float32)
