@@ -8,7 +8,7 @@ least squares with correlated errors. A thinned set of vertices carries it: the 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,9 @@ from registration.surface import SurfaceIndex
 
 MATERN_STEPS = 1 << 17
 """Entries of the table that a misfit's correlation is read from, for a Bessel function is dear; good to 1e-4."""
+
+SETTLED = 0.025
+"""A stage ends early where a step moves the head by less than this share of the residuals that count in full."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,18 @@ class LinearModel:
             self.vertices, self.faces, self.basis[modes], self.prior_mean[modes], self.prior_spread[modes],
             self.low[modes], self.high[modes],
         )  # fmt: skip
+
+    def around(self, vertices: NDArray[np.int64]) -> tuple[LinearModel, NDArray[np.int64]]:
+        """What of the head some vertices and their normals depend on, and where those vertices lie in it."""
+        wanted = np.zeros(len(self.vertices), bool)
+        wanted[vertices] = True
+        faces = self.faces[wanted[self.faces].any(1)]
+        wanted[faces] = True
+        index = np.cumsum(wanted) - 1
+        part = replace(
+            self, vertices=self.vertices[wanted], faces=index[faces], basis=np.ascontiguousarray(self.basis[:, wanted])
+        )
+        return part, index[vertices]
 
     def shape(self, coefficients: NDArray[np.float64]) -> NDArray[np.float64]:
         """Vertices (n, 3) for coefficients (k,)."""
@@ -135,7 +150,7 @@ class Stage:
     """One level of the fit.
 
     Attributes:
-        iterations: how many.
+        iterations: how many at most.
         gate_mm: matches further away count nothing.
         least_cosine: of the angle between the normals.
         robust_mm: residuals beyond this lose weight (Geman-McClure).
@@ -148,7 +163,7 @@ class Stage:
 
 
 COARSE = (Stage(5, 25.0, 0.4, 8.0), Stage(3, 12.0, 0.5, 4.0))
-FINE = (Stage(5, 8.0, 0.6, 2.0), Stage(6, 5.0, 0.7, 1.0))
+FINE = (Stage(5, 8.0, 0.6, 2.0), Stage(3, 5.0, 0.7, 1.0))
 
 
 @dataclass(frozen=True)
@@ -187,14 +202,24 @@ def fit_basis(
         skin: (v,) which vertices of the scan are skin; all by default. What wasn't seen neither pulls nor costs.
     """
     T, c, offset, cost = start.T_scan_from_head, start.coefficients, start.offset_mm, start.cost
-    basis = np.ascontiguousarray(model.basis[:, misfit.pick])
+    if pins is not None:
+        model, places = model.around(np.concatenate([misfit.pick, pins.vertices]))
+        pins = replace(pins, vertices=places[len(misfit.pick) :])
+    else:
+        model, places = model.around(misfit.pick)
+    pick = places[: len(misfit.pick)]
+    basis = np.ascontiguousarray(model.basis[:, pick])
     for stage in stages:
+        before = np.full((len(pick), 3), np.inf)
         for _ in range(stage.iterations):
             shape = model.shape(c)
-            normal = vertex_normals(shape, model.faces)[misfit.pick]
+            normal = vertex_normals(shape, model.faces)[pick]
             R = T[:3, :3]
             facing = normal @ R.T
-            placed = (shape[misfit.pick] + normal * offset[:, None]) @ R.T + T[:3, 3]
+            placed = (shape[pick] + normal * offset[:, None]) @ R.T + T[:3, 3]
+            if np.sqrt(np.square(placed - before).sum(1).mean()) < SETTLED * stage.robust_mm:
+                break
+            before = placed
             found = match(scan, placed, facing, stage.gate_mm, stage.least_cosine, skin)
             residual = ((found.points - placed) * found.normals).sum(1)
             kept = stage.robust_mm**2 / (stage.robust_mm**2 + residual**2)

@@ -37,15 +37,16 @@ def crossing_faces(
     pairs = tree.query_pairs(2 * usual, output_type="ndarray")
     large = np.flatnonzero(radius > usual)
     found = tree.query_ball_point(centre[large], radius[large] + radius.max())
-    more = [np.stack([np.full(len(near), face), near], 1) for face, near in zip(large, found, strict=True)]
-    pairs = np.sort(np.concatenate([pairs, *more]), axis=1)
-    a, b = np.divmod(np.unique(pairs[:, 0] * len(members) + pairs[:, 1]), len(members))
-    a, b = a[a != b], b[a != b]
+    far = np.stack([np.repeat(large, [len(near) for near in found]), np.concatenate([*found, []]).astype(np.int64)], 1)
+    far = far[np.linalg.norm(centre[far[:, 0]] - centre[far[:, 1]], axis=1) > 2 * usual * (1 - 1e-9)]
+    a, b = np.concatenate([pairs, far]).T
     low, high = corner.min(1), corner.max(1)
-    apart = ((low[a] > high[b]) | (low[b] > high[a])).any(1)
+    for axis in range(3):
+        near = (low[a, axis] <= high[b, axis]) & (low[b, axis] <= high[a, axis])
+        a, b = a[near], b[near]
     index = faces[members]
-    apart |= (index[a][:, :, None] == index[b][:, None, :]).any((1, 2))
-    a, b = a[~apart], b[~apart]
+    strange = ~(index[a][:, :, None] == index[b][:, None, :]).any((1, 2))
+    a, b = a[strange], b[strange]
     for first, second in ((a, b), (b, a)):
         for i in range(3):
             hit = _pierces(corner[first, i], corner[first, (i + 1) % 3], corner[second])

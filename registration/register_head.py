@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -115,7 +115,7 @@ def register_canonical(
     alignment = _aligned(scan, template, seed, landmarks, start)
     known = len(template.identity_basis) >= MANY_MODES
     people = template.identity_basis if known else np.concatenate([template.identity_basis, people_modes(template)])
-    moves = _moves(template, 1)
+    moves = _moves(template, jaw_alone=True)
     model = _linear_model(template, template.mesh.vertices, people, moves, np.zeros(len(moves.basis)))
     lacks = (misfit_mm, misfit_range_mm) if known else SMOOTH_MODES_LACK
     task = _Task(scan, template, model, len(people), lacks, following(template), landmarks)
@@ -143,7 +143,7 @@ def register_expression(
     """
     scan = SurfaceIndex(clean, threads)
     alignment = _aligned(scan, template, seed, landmarks, start)
-    moves = _moves(template, 100)
+    moves = _moves(template, jaw_alone=False)
     told = np.zeros(len(moves.basis))
     told[: len(canonical.expression)] = canonical.expression
     rest = canonical.vertices_head_mm - np.tensordot(told, moves.basis, 1)
@@ -182,14 +182,14 @@ class _Moves:
     high: NDArray[np.float64]
 
 
-def _moves(template: Template, most: int) -> _Moves:
-    """The template's expressions, or at most so many general ones, the jaw first."""
+def _moves(template: Template, jaw_alone: bool) -> _Moves:
+    """The template's expressions, or general ones where it has none: the jaw, and others after it."""
     e = len(template.expression_basis)
     if e:
         told = template.expression_low
         low = np.asarray(1.15 * told, np.float64) if len(told) else np.zeros(e)
         return _Moves(template.expression_basis, np.full(e, 0.4), low, np.full(e, 1.15))
-    basis = jaw_mode(template)[None] if most == 1 else motion_modes(template, most)
+    basis = jaw_mode(template)[None] if jaw_alone else motion_modes(template)
     spread, low, high = np.ones(len(basis)), np.full(len(basis), -3.5), np.full(len(basis), 3.5)
     spread[0], low[0], high[0] = 0.4, -0.1, 1.3
     return _Moves(basis, spread, low, high)
@@ -225,10 +225,16 @@ def _fit(task: _Task, alignment: Alignment) -> _LinearFit:
     few = min(task.people, 40)
     coarse = model.subset(np.r_[np.arange(few), np.arange(task.people, len(model.basis))])
 
-    def tried(T: NDArray[np.float64], opening: float) -> BasisFit:
-        c = np.zeros(len(coarse.basis))
-        c[few:] = opening * jaw_direction(template, len(c) - few)
-        return fit_basis(scan, coarse, loose, BasisFit(T, c, np.zeros(len(rough)), 1.0), COARSE, pins)
+    def tried(T: NDArray[np.float64], openings: Sequence[float]) -> BasisFit:
+        """From the opening of the mouth that leads on best."""
+        fits = []
+        for opening in openings:
+            c = np.zeros(len(coarse.basis))
+            c[few:] = opening * jaw_direction(template, len(c) - few)
+            begin = BasisFit(T, c, np.zeros(len(rough)), 1.0)
+            fits.append(fit_basis(scan, coarse, loose, begin, COARSE[:1], pins))
+        best = min(fits, key=lambda fit: fit.cost)
+        return fit_basis(scan, coarse, loose, best, COARSE[1:], pins)
 
     def refined(found: BasisFit, misfit: Misfit, labels: ScanLabels) -> BasisFit:
         c = np.zeros(len(model.basis))
@@ -236,10 +242,10 @@ def _fit(task: _Task, alignment: Alignment) -> _LinearFit:
         begin = BasisFit(found.T_scan_from_head, c, np.zeros(len(misfit.pick)), found.cost)
         return fit_basis(scan, model, misfit, begin, FINE, pins, labels.skin)
 
-    first = min((tried(alignment.T_world_from_head, opening) for opening in JAW_STARTS), key=lambda fit: fit.cost)
+    first = tried(alignment.T_world_from_head, JAW_STARTS)
     labels = label_scan(scan, first.T_scan_from_head, coarse.shape(first.coefficients), template)
     best = refined(first, tight, labels)
-    second = tried(alignment.T_world_from_head @ _second_start(), JAW_STARTS[1])
+    second = tried(alignment.T_world_from_head @ _second_start(), JAW_STARTS[1:2])
     other = refined(second, loose, labels)
     figures = {"second_start_mm": _between(best, other, task), "second_start_cost": other.cost - best.cost}
     if other.cost < best.cost - CLEARLY_BETTER:

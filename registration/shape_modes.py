@@ -12,12 +12,11 @@ from scipy.spatial import cKDTree
 from scipy.spatial.distance import cdist
 
 from registration.smoothness import cotangent_laplacian
-from registration.template import Template
+from registration.template import Template, once_a_template
 
 JAW_ANGLE_DEG = 26.0
 """How far a unit of the jaw mode turns the chin about the ears."""
-
-
+PEOPLE_MODES, MOTION_MODES = 200, 100
 PEOPLE_SCALES = ((4.0, 70.0), (1.5, 30.0), (0.7, 15.0))
 """Standard deviations and ranges, mm, in which heads of different people differ."""
 MOTION_SCALES = ((4.0, 40.0), (2.5, 20.0), (1.2, 10.0))
@@ -148,22 +147,24 @@ def smooth_modes(
     return out
 
 
-def people_modes(template: Template, count: int = 200) -> NDArray[np.float64]:
-    """Smooth modes (count, n, 3) in which people may differ from a template that has no identity modes.
+@once_a_template
+def people_modes(template: Template) -> NDArray[np.float64]:
+    """Smooth modes (``PEOPLE_MODES``, n, 3) in which people may differ from a template that has no identity modes.
 
     Places are taken with the mouth open, so that the lips move apart.
     """
     places = template.mesh.vertices + jaw_mode(template)
-    return smooth_modes(places, PEOPLE_SCALES, count, asymmetry=0.15)
+    return smooth_modes(places, PEOPLE_SCALES, PEOPLE_MODES, asymmetry=0.15)
 
 
-def motion_modes(template: Template, count: int = 100) -> NDArray[np.float64]:
-    """The jaw, then smooth modes of the face (count, n, 3), for a template that has no expression modes."""
+@once_a_template
+def motion_modes(template: Template) -> NDArray[np.float64]:
+    """The jaw, then smooth modes of the face (``MOTION_MODES``, n, 3) in all, where a template has no expressions."""
     jaw = jaw_mode(template)
     mark = template.mesh.vertices[template.landmarks[[*range(3, 14), *range(17, 68)]]]
     distance, _ = cKDTree(mark).query(template.mesh.vertices)
     reach = np.clip((50.0 - distance) / 35.0, 0, 1)
-    smooth = smooth_modes(template.mesh.vertices + jaw, MOTION_SCALES, count - 1, asymmetry=0.6)
+    smooth = smooth_modes(template.mesh.vertices + jaw, MOTION_SCALES, MOTION_MODES - 1, asymmetry=0.6)
     return np.concatenate([jaw[None], smooth * (reach * reach * (3 - 2 * reach))[:, None]])
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import io
 import zipfile
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property, wraps
 from typing import Any
 
 import numpy as np
@@ -132,6 +134,29 @@ class Template:
             why = f"{len(self.expression_names)} names, {len(self.expression_low)} bounds"
             raise ConfigError(one_line(f"has {modes} expression modes", where, why, "import it again"))
 
+    @cached_property
+    def shape_digest(self) -> str:
+        """SHA-256 of the neutral head: its mesh, landmarks and regions."""
+        parts = (self.mesh.vertices, self.mesh.faces, self.landmarks, self.regions)
+        return hashlib.sha256(b"".join(np.ascontiguousarray(part).tobytes() for part in parts)).hexdigest()
+
     def digest(self) -> str:
         """SHA-256 of the encoded template."""
         return hashlib.sha256(self.to_bytes()).hexdigest()
+
+
+def once_a_template(make: Callable[[Template], NDArray[np.float64]]) -> Callable[[Template], NDArray[np.float64]]:
+    """Keep the last results of a function of the neutral head: all scans share the template."""
+    kept: dict[str, NDArray[np.float64]] = {}
+
+    @wraps(make)
+    def made(template: Template) -> NDArray[np.float64]:
+        key = template.shape_digest
+        if key not in kept:
+            while len(kept) >= 2:
+                kept.pop(next(iter(kept)))
+            kept[key] = make(template)
+            kept[key].setflags(write=False)
+        return kept[key]
+
+    return made

@@ -115,6 +115,18 @@ def test_one_step_equals_the_dense_solution():
     assert np.allclose(moved[:, :2], vertices[:, :2], atol=1e-5)
 
 
+def test_what_follows_by_nothing_stays(person):
+    template = head_template()
+    true = person.vertices("neutral")
+    follows = following(template)
+    follows[true[:, 0] > 0] = 0
+    scan = SurfaceIndex(Mesh.of(true + [0.0, 0.0, 0.3], template.mesh.faces))
+    moved = follow_surface(scan, true, template.mesh.faces, follows, np.ones(len(true)), AFTER_BASIS)
+    away = np.linalg.norm(moved - true, axis=1)
+    assert away[follows == 0].max() == 0
+    assert np.median(away[(true[:, 0] < -10) & template.face_mask]) > 0.1
+
+
 def test_unseen_part_follows_the_linear_shape(person):
     template = head_template()
     true = person.vertices("neutral")

@@ -7,7 +7,7 @@ import trimesh
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from registration.smoothness import SymmetricSolver, cotangent_laplacian, field_precision
+from registration.smoothness import SymmetricSolver, cotangent_laplacian, field_precision, mesh_solver
 
 
 @pytest.fixture(scope="module")
@@ -49,3 +49,27 @@ def test_solver_equals_dense(seed):
     solver = SymmetricSolver(structure)
     assert np.allclose(solver.factor(matrix).solve(right), np.linalg.solve(matrix.toarray(), right))
     assert np.allclose(solver.factor(matrix).solve(right[:, 0]), np.linalg.solve(matrix.toarray(), right[:, 0]))
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.integers(0, 2**31))
+def test_a_factor_solves_matrices_near_its_own(seed):
+    rng = np.random.default_rng(seed)
+    pattern = sp.random(40, 40, 0.1, random_state=rng)
+    structure = sp.csc_matrix(pattern @ pattern.T + sp.eye(40))
+    first, second = (sp.csc_matrix(structure + sp.diags(rng.uniform(0.1, 5, 40))) for _ in range(2))
+    right = rng.normal(size=(40, 3))
+    right[:, 1] = 0
+    found = SymmetricSolver(structure).factor(first).solve_near(second, right, np.zeros_like(right), 1e-10)
+    assert np.allclose(found, np.linalg.solve(second.toarray(), right), atol=1e-8)
+
+
+def test_mesh_solver_serves_a_field_among_some_vertices(ball):
+    vertices, faces = ball
+    free = np.flatnonzero(vertices[:, 2] > 0)
+    precision = field_precision(*cotangent_laplacian(vertices, faces), 1.0, 40.0)[free][:, free]
+    right = np.random.default_rng(0).normal(size=(len(free), 3))
+    found = mesh_solver(faces, len(vertices), free).factor(precision).solve(right)
+    assert np.allclose(precision @ found, right)
+    assert mesh_solver(faces, len(vertices), free) is mesh_solver(faces.copy(), len(vertices), free.copy())
+    assert mesh_solver(faces, len(vertices), free[1:]) is not mesh_solver(faces, len(vertices), free)
