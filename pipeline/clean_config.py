@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-STEP_VERSION = 5
+STEP_VERSION = 6
 
 
 class CleanConfig(BaseModel):
