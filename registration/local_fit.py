@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from registration.compiled import compiled
+from registration.compiled import compiled, compiled_into
 
 MAX_DEPTH_SLOPE = 8.0
 """Depth step over sideways step beyond which two neighbouring pixels are taken as two surfaces (about 83 degrees)."""
@@ -64,7 +64,7 @@ def _solve_spd(H, b, n):  # type: ignore[no-untyped-def]
     return total
 
 
-@compiled(fastmath=SUM_FREELY)
+@compiled_into(fastmath=SUM_FREELY)
 def _plane_moments(us, vs, ds, softs, n, out):  # type: ignore[no-untyped-def]
     """Weighted moments for a plane that leans on the depths nearest to the centre's own."""
     s1 = su = sv = suu = suv = svv = sz = suz = svz = 0.0
@@ -85,7 +85,7 @@ def _plane_moments(us, vs, ds, softs, n, out):  # type: ignore[no-untyped-def]
     out[6], out[7], out[8] = sz, suz, svz
 
 
-@compiled
+@compiled_into
 def _first_plane(us, vs, ds, softs, n, moments, q):  # type: ignore[no-untyped-def]
     """Solve for the plane into ``q`` (6,); False where the pixels don't carry one."""
     _plane_moments(us, vs, ds, softs, n, moments)
@@ -105,7 +105,7 @@ def _first_plane(us, vs, ds, softs, n, moments, q):  # type: ignore[no-untyped-d
     return True
 
 
-@compiled(fastmath=SUM_FREELY)
+@compiled_into(fastmath=SUM_FREELY)
 def _moments(us, vs, ds, n, q, soft, bend, out):  # type: ignore[no-untyped-def]
     """Moments of the pixels up to fourth order, weighted by their distance from the quadric ``q``."""
     q0, q1, q2, q3, q4, q5 = q[0], q[1], q[2], q[3], q[4], q[5]
@@ -149,7 +149,7 @@ def _moments(us, vs, ds, n, q, soft, bend, out):  # type: ignore[no-untyped-def]
     out[21], out[22] = pdd, low
 
 
-@compiled
+@compiled_into
 def _robust_surface(us, vs, ds, n, need, unknowns, soft, bend, m, H, q):  # type: ignore[no-untyped-def]
     """Two reweighted solves from the plane in ``q`` on, for a quadric (6 unknowns) or a plane (3).
 
