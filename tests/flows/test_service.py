@@ -84,7 +84,9 @@ def service(database, workspace, tmp_path, engine_home) -> Iterator[Callable[...
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    env = engine_home | {"NPHM_WORKSPACE": workspace, "NPHM_INBOX": str(inbox)}
+    # The engine of these tests, should the checkout have no .venv of its own.
+    path = f"{Path(sys.executable).parent}:{engine_home['PATH']}"
+    env = engine_home | {"NPHM_WORKSPACE": workspace, "NPHM_INBOX": str(inbox), "PATH": path}
     command = ["deploy/serve.sh", "--port", str(port), "--home", str(home), "--workers", "2"]
     command += ["--postgres"] if database == "postgres" else []
     serving = subprocess.Popen(command, cwd=REPOSITORY, env=env, stdout=subprocess.PIPE, text=True)
