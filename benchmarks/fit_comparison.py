@@ -137,7 +137,7 @@ def _settings(work: Path, workspace: Workspace, minutes: float, threads: int) ->
     train = preset_config("small").train
     training = train.training.model_copy(update={"threads": threads, "checkpoint_every": 50})
     train = train.model_copy(update={"training": training})
-    baselines = BaselinesConfig(methods=("npm", "npm_4x", "imface"), npm=_npm(), imface=_imface())
+    baselines = BaselinesConfig(methods=("npm", "imface", "npm_4x"), npm=_npm(), imface=_imface())
     methods: dict[str, Baseline | None] = {"nphm": None}
     methods |= {name: baseline(name, baselines.npm, baselines.imface) for name in ("npm", "imface")}
     found = {name: _steps(work, data, train, name, method, minutes) for name, method in methods.items()}
