@@ -81,12 +81,27 @@ def compare(work: Path, sampled: Workspace, minutes: float, threads: int, config
     fitters: list[HeadFitter] = [NphmFitter(head, config.fit, config.resolution)]
     fitters += baseline_fitters(workspace, model, config)
     fitters += linear_fitters(workspace, head.subjects, head.template, config)
-    trained = [workspace.accepted(step, model).outputs_digest() for step in ("train", "baselines")]
-    return compared(fitted_rows(work, workspace, fitters, config, digest_json(trained)))
+    return compared(fitted_rows(work, workspace, fitters, config, learnt(workspace, model)))
+
+
+def learnt(workspace: Workspace, model: str) -> dict[str, str]:
+    """By method, a digest of what it was trained to or, where that is quick, of what it learns from."""
+    trained, baselines = workspace.accepted("train", model), workspace.manifest("baselines", model)
+    registered = {name: sha for name, sha in trained.inputs.items() if name.startswith("register/")}
+    found = {"nphm": trained.outputs_digest()} | dict.fromkeys(LINEAR, digest_json(registered))
+    files: dict[str, dict[str, str]] = {}
+    for place, output in (baselines.outputs if baselines is not None else {}).items():
+        name, _, file = place.partition("/")
+        files.setdefault(name, {})[file] = output.sha256
+    return found | {name: digest_json(own) for name, own in files.items()}
 
 
 def fitted_rows(
-    work: Path, workspace: Workspace, fitters: Sequence[HeadFitter], config: EvaluateConfig, trained: str
+    work: Path,
+    workspace: Workspace,
+    fitters: Sequence[HeadFitter],
+    config: EvaluateConfig,
+    trained: Mapping[str, str],
 ) -> dict[str, dict[str, Any]]:
     """Every method on every held-out scan, as ``pipeline.evaluation.method_entry``, and their pictures side by side.
 
@@ -95,12 +110,15 @@ def fitted_rows(
         workspace: has the scans.
         fitters: the methods.
         config: how scans are fitted and measured.
-        trained: digest of what the methods were trained to.
+        trained: by method, a digest of what it was trained to.
     """
-    told = digest_json([trained, config.model_dump(mode="json", exclude={"most_scans", "linear"})])[:12]
+    settings = config.model_dump(mode="json", exclude={"most_scans", "linear"})
+    told = {fitter.name: digest_json([trained[fitter.name], settings])[:12] for fitter in fitters}
     rows: dict[str, dict[str, Any]] = {}
     for key in held_out_scans(workspace, config.most_scans):
-        names = {fitter.name: f"comparison-{key.replace('/', '-')}-{fitter.name}-{told}" for fitter in fitters}
+        names = {
+            fitter.name: f"comparison-{key.replace('/', '-')}-{fitter.name}-{told[fitter.name]}" for fitter in fitters
+        }
         rows[key] = {fitter.name: _row(work, workspace, key, fitter, config, names[fitter.name]) for fitter in fitters}
         _side_by_side(work, key, list(names.values()))
     return rows
