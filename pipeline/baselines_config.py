@@ -48,6 +48,7 @@ def expected_minutes(config: BaselinesConfig) -> float:
     npm, imface = config.npm, config.imface
     sizes = imface.sizes
     of_npm = (npm.stage1.steps + npm.stage2.steps) * npm.layers * npm.width**2
-    of_imface = (imface.stage1.steps + imface.stage2.steps) * 10 * sizes.layers * sizes.width**2
+    # ten mini networks, within the ball half of the points, and sines that cost more than the products
+    of_imface = (imface.stage1.steps + imface.stage2.steps) * 20 * sizes.layers * sizes.width**2
     met = {"npm": of_npm, "npm_4x": LONGER * of_npm, "imface": of_imface}
     return sum(met[name] for name in config.methods) * _SECONDS_PER_WEIGHT / 60
