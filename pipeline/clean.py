@@ -55,8 +55,11 @@ MESH_POINTS = 60_000
 """Points drawn on a fused mesh to find the head."""
 MESH_VOXEL_MM = 1.5
 """Voxel of a fused mesh's watertight companion."""
-LEAST_REACH_VOXELS = 2.0
-"""Least reach of the signed distance, beside twice the depth's noise: a surface needs a known voxel on either side."""
+LEAST_REACH_VOXELS = 1.75
+"""Least reach of the signed distance, beside twice the depth's noise: no corner of a cell is farther than its diagonal
+from a surface that goes through it."""
+QUIET_SHARE, NOISY_VOXEL_PIXELS = 0.25, 1.25
+"""Depth that is noisier than this share of its pixels' width shows nothing finer than voxels so many pixels wide."""
 SAME_SURFACE_VOXELS = 1.5
 """How far from the fused surface a view's own may lie and still be the same, beside the depth's noise."""
 MERGE_MM = 1e-3
@@ -290,7 +293,9 @@ def _voxel_mm(views: FittedViews, config: CleanConfig) -> float:
         if (depth > 0).any():
             pixels.append(float(np.median(depth[depth > 0])) / views.cameras[v, 0])
     low, high = config.voxel_range_mm
-    return float(np.clip(round(float(np.median(pixels)) * 1.25, 1), low, high))
+    pixel, noise = float(np.median(pixels)), float(np.median(views.noise_mm))
+    share = 1.0 if noise < QUIET_SHARE * pixel else NOISY_VOXEL_PIXELS
+    return float(np.clip(round(pixel * share, 1), low, high))
 
 
 def _surface(views: FittedViews, grid: Grid, config: CleanConfig, threads: int) -> _Shape:

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-STEP_VERSION = 6
+STEP_VERSION = 7
 
 
 class CleanConfig(BaseModel):

@@ -76,10 +76,11 @@ def settled(closed: Mesh, views: FittedViews, grid: Grid, reach_mm: float, threa
 
     Between voxels the fused distances are no more than interpolated, and where views disagree about a voxel they can
     leave a surface that none of them saw. So each vertex asks all views again, is moved along its normal to the middle
-    of their answers, and counts as guessed where there is none.
+    of their answers, and counts as guessed where there is none; what was guessed where fusion had no voxels, in narrow
+    gaps, and is seen after all, is a guess no more.
 
     Args:
-        closed: grid frame, mm, with ``guessed``.
+        closed: grid frame, mm.
         views: fitted and with refined poses.
         grid: whose frame the surface is in.
         reach_mm: a view's surface further off than this is another one.
@@ -90,7 +91,7 @@ def settled(closed: Mesh, views: FittedViews, grid: Grid, reach_mm: float, threa
     """
     normals = vertex_normals(closed.vertices, closed.faces)
     seen = observe(views, grid, closed.vertices, normals, reach_mm, threads)
-    known = (closed.attributes["guessed"] == 0) & (seen.views > 0)
+    known = seen.views > 0
     moved = closed.vertices + np.where(known, seen.offset_mm, np.float32(0))[:, None] * normals.astype(np.float32)
     columns: dict[str, NDArray] = {
         "views": np.where(known, seen.views, 0).astype(np.uint8),
