@@ -135,7 +135,7 @@ def _row(
         (work / "rows").mkdir(parents=True, exist_ok=True)
         (work / "rows" / f"{name}.png").write_bytes(to_png(scan_sheet(result, PICTURE)))
         entry = method_entry(result.methods[fitter.name])
-        face = entry["regions"].get("face", {}).get("point_to_triangle_mm")
+        face = _error_mm(entry, "face")
         print(f"  {key}, {fitter.name}: {face if face is not None else entry['failure']}", flush=True)
         return entry
 
@@ -215,7 +215,7 @@ def _imface() -> ImFaceTraining:
 
 
 def compared(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
-    """Means of the face's point-to-triangle distance, their ratios, and the ratios' intervals over subjects.
+    """Means of the point-to-triangle distances; of the face's their ratios, with intervals over subjects.
 
     A method that failed on a scan has no distance there: the ratio is over the scans that both have, and the failures
     stand beside it.
@@ -225,13 +225,16 @@ def compared(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
     """
     figures: dict[str, float] = {"comparison_scans": len(rows)}
     errors = {
-        name: {key: error for key, row in rows.items() if (error := _face_mm(row[name])) is not None}
+        name: {key: error for key, row in rows.items() if (error := _error_mm(row[name], "face")) is not None}
         for name in next(iter(rows.values()))
     }
     for name, of_scan in errors.items():
         figures[f"comparison_{name}_failures"] = len(rows) - len(of_scan)
         if of_scan:
             figures[f"comparison_{name}_face_mm"] = float(np.mean(list(of_scan.values())))
+        heads = [error for row in rows.values() if (error := _error_mm(row[name], "head")) is not None]
+        if heads:  # ImFace models none
+            figures[f"comparison_{name}_head_mm"] = float(np.mean(heads))
     if errors["nphm"]:
         figures["fit_face_mm"] = figures["comparison_nphm_face_mm"]
     for name, theirs in errors.items():
@@ -245,8 +248,8 @@ def compared(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
     return figures
 
 
-def _face_mm(entry: Mapping[str, Any]) -> float | None:
-    error = entry["regions"].get("face", {}).get("point_to_triangle_mm")
+def _error_mm(entry: Mapping[str, Any], region: str) -> float | None:
+    error = entry["regions"].get(region, {}).get("point_to_triangle_mm")
     return None if error is None else float(error)
 
 
