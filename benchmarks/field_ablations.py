@@ -190,7 +190,7 @@ ABLATIONS: dict[str, Callable[[TrainingSet], Variant]] = {
     "anchors_65": lambda data: Variant(_small(), *_anchors(data, 65)),
     "no_direct_distances": lambda data: Variant(
         _small(
-            identity_losses={"near_sdf": 0.0, "space_sdf_direct": 0.0, "space_sdf": 0.01},
+            identity_losses={"near_sdf": 0.0, "space_sdf_direct": 0.0, "space_sdf": 0.01, "normals": 0.3, "grad": 0.1},
             near_gradient_share=1.0,
             space_gradient_share=1.0,
         )
@@ -202,7 +202,8 @@ ABLATIONS: dict[str, Callable[[TrainingSet], Variant]] = {
     "backward_posed": lambda data: Variant(
         _small({"posed_surface_points": 100, "posed_near_points": 100}, **_BACKWARD), motion="joint"
     ),
-    "wider_reach": lambda data: Variant(_small(field={"identity": {"reach_neighbours": 8}})),
-    "narrower_reach": lambda data: Variant(_small(field={"identity": {"reach_neighbours": 4}})),
+    "wider_reach": lambda data: Variant(_small(field={"identity": {"reach_neighbours": 6}})),
+    "narrower_reach": lambda data: Variant(_small(field={"identity": {"reach_neighbours": 3}})),
+    "paper_weights": lambda data: Variant(_small(identity_losses={"normals": 0.3, "grad": 0.1})),
 }
 """What each variant changes; ``ours`` has 39 anchors."""

@@ -151,7 +151,7 @@ PRESETS: dict[Preset, dict[str, Any]] = {
                     "clip": 0.025,
                     "code_init": 0.14,
                 },
-                "identity_losses": {"anchors": 7.5},
+                "identity_losses": {"normals": 0.3, "grad": 0.1, "anchors": 7.5},
                 "surface_gradient_share": 1.0,
                 "near_gradient_share": 1.0,
                 "space_gradient_share": 1.0,
