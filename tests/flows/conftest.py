@@ -6,15 +6,17 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from pipeline.config import preset_config
-from pipeline.opening import create_workspace
+from pipeline.opening import create_workspace, open_workspace
 from registration.procedural_head import head_template
+from storage.manifest import Manifest, commit
 from storage.ply import write_ply
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -42,8 +44,10 @@ def nphm(engine_home: dict[str, str]) -> Callable[..., subprocess.CompletedProce
     return call
 
 
-def write_session(root: Path, subjects: int = 2, expressions: tuple[str, ...] = ("neutral", "smile")) -> Path:
-    """A session of fused meshes, each a ball of its own size."""
+def write_session(
+    root: Path, subjects: int = 2, expressions: tuple[str, ...] = ("neutral", "smile"), **told: Any
+) -> Path:
+    """A session of fused meshes, each a ball of its own size; ``told`` of each subject as well."""
     names = [f"{number:03d}" for number in range(1, subjects + 1)]
     rng = np.random.default_rng(0)
     for name in names:
@@ -63,10 +67,20 @@ def write_session(root: Path, subjects: int = 2, expressions: tuple[str, ...] = 
         "unit": "mm",
         "canonical_expression": "neutral",
         "licence": "CC0-1.0",
-        "subjects": [{"id": name, "hair": "none", "expressions": list(expressions)} for name in names],
+        "subjects": [{"id": name, "hair": "none", "expressions": list(expressions), **told} for name in names],
     }
     (root / "session.json").write_text(json.dumps(note))
     return root
+
+
+def commit_cleaned(workspace: str, keys: Iterable[str]) -> None:
+    """Put results of cleaning that may be released, a few triangles each."""
+    store = open_workspace(workspace).store
+    for key in keys:
+        points = np.random.default_rng(0).normal(size=(3, 30)).astype(np.float32)
+        ply = write_ply(dict(zip("xyz", points, strict=True)), np.arange(30, dtype=np.int32).reshape(-1, 3))
+        manifest = Manifest(step="clean", key=key, step_version=1, config_digest="", inputs={}, verdict="accepted")
+        commit(store, f"clean/{key}/report.json", manifest, {"mesh.ply": ply, "watertight.ply": ply})
 
 
 @pytest.fixture

@@ -5,15 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from flows.cli import run_command
 from flows.console import Exit
 from pipeline.ingest import ingest_session
 from pipeline.opening import open_workspace
-from storage.manifest import Manifest, commit
-from storage.ply import write_ply
+from tests.flows.conftest import commit_cleaned
 
 
 @pytest.fixture
@@ -24,11 +22,7 @@ def cleaned(workspace: str, session: Path, monkeypatch: pytest.MonkeyPatch) -> s
     told["subjects"][0]["consent"] = {"given": True, "scope": ["release"]}
     (session / "session.json").write_text(json.dumps(told))
     opened = open_workspace(workspace)
-    for key in ingest_session(opened, session).accepted:
-        points = np.random.default_rng(0).normal(size=(3, 30)).astype(np.float32)
-        ply = write_ply(dict(zip("xyz", points, strict=True)), np.arange(30, dtype=np.int32).reshape(-1, 3))
-        manifest = Manifest(step="clean", key=key, step_version=1, config_digest="", inputs={}, verdict="accepted")
-        commit(opened.store, f"clean/{key}/report.json", manifest, {"mesh.ply": ply, "watertight.ply": ply})
+    commit_cleaned(workspace, ingest_session(opened, session).accepted)
     return workspace
 
 

@@ -25,8 +25,10 @@ import pytest
 from pipeline.inbox import MARKER
 from pipeline.models import latest_model
 from pipeline.opening import CONFIG_PATH, open_workspace
+from pipeline.release_verify import verify_release
 from pipeline.snapshot import take_snapshot
-from tests.flows.conftest import REPOSITORY, SMALL_STEPS, write_session
+from storage.store import open_store
+from tests.flows.conftest import REPOSITORY, SMALL_STEPS, commit_cleaned, write_session
 from tests.flows.small_steps import STEPS
 
 pytestmark = pytest.mark.service
@@ -118,7 +120,7 @@ def test_every_deployment_is_run_by_the_workers(service, workspace, heard, tmp_p
     config = opened.store.get(CONFIG_PATH).decode().replace('notify_url = ""', f'notify_url = "{heard[0]["url"]}"')
     opened.store.put(CONFIG_PATH, config.replace("min_new_subjects = 5", "min_new_subjects = 1").encode())
     inbox = tmp_path / "inbox"
-    write_session(inbox / "first")
+    write_session(inbox / "first", consent={"given": True, "scope": ["release"]})
 
     # An upload without a marker is waited for; with one it is taken in, once.
     assert run("watch", inbox=str(inbox), then="")[0] == "COMPLETED"
@@ -142,9 +144,12 @@ def test_every_deployment_is_run_by_the_workers(service, workspace, heard, tmp_p
     assert run("retrain", force=True, **small)[0] == "COMPLETED"
     assert heard[-1]["event"] == "promoted"
 
-    state, _ = run("release")
-    assert (state, heard[-1]["event"]) == ("FAILED", "run-failed")  # the small steps make nothing that may be released
-    assert "release" in heard[-1]["text"]
+    state, _ = run("release", version="1")
+    assert (state, heard[-1]["event"]) == ("FAILED", "run-failed")
+    assert "is no version" in heard[-1]["text"]
+    commit_cleaned(workspace, opened.scans())  # the small steps make nothing that may be released
+    assert run("release", parts=["clean"])[0] == "COMPLETED"
+    assert verify_release(open_store(f"{workspace}-releases/1.0.0")).faults == ()
     assert run("sweep")[0] == "COMPLETED"
 
     runs = service(RUNS)

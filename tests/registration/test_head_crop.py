@@ -16,10 +16,18 @@ def points_of(mesh: Mesh, count: int = 30_000) -> tuple[np.ndarray, np.ndarray]:
     return points, face_normals(mesh.vertices, mesh.faces)[face]
 
 
-def test_two_heads_are_one_too_many():
+TURNED = np.array([[0, 0, 1], [0, 1, 0], [-1, 0, 0]], np.float32)
+MIRRORED = np.array([[1, 0, 0], [0, 1, 0], [0, 0, -1]], np.float32)
+
+
+@pytest.mark.parametrize("placed", [TURNED, MIRRORED], ids=["beside", "in a mirror"])
+def test_two_heads_are_one_too_many(placed):
     head = head_template().mesh
-    turned = head.vertices @ np.array([[0, 0, 1], [0, 1, 0], [-1, 0, 0]], np.float32) + np.float32([300, 20, 0])
-    both = Mesh(np.concatenate([head.vertices, turned]), np.concatenate([head.faces, head.faces + len(head.vertices)]))
+    # Whole and lopsided, as people are: a reflection is no turned copy.
+    vertices = head.vertices + np.float32([0, 1, 1]) * (0.04 * np.maximum(head.vertices[:, :1], 0))
+    other = vertices @ placed + np.float32([300, 20, 250])
+    winding = head.faces if np.linalg.det(placed) > 0 else head.faces[:, ::-1]
+    both = Mesh(np.concatenate([vertices, other]), np.concatenate([head.faces, winding + len(vertices)]))
     with pytest.raises(ScanRejected, match=r"^s/e: two heads \(they are \d+ mm apart\); capture one person at a time"):
         find_head(*points_of(both, 60_000), head_template(), "s/e")
 
