@@ -10,9 +10,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import numba
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import cho_factor, cho_solve
+from scipy.linalg import cholesky, solve_triangular
 from scipy.spatial.distance import cdist
 from scipy.spatial.transform import Rotation
 from scipy.special import k1
@@ -241,20 +242,18 @@ def fit_basis(
             along = (toward * facing[good]).sum(1)
             target = residual[good] + along * offset[good]
             noise2 = (misfit.noise_mm**2 + (0.3 * stage.robust_mm) ** 2) / weight[good]
-            inner = misfit.covariance[np.ix_(good, good)]
-            inner *= along.astype(np.float32)[:, None]
-            inner *= along.astype(np.float32)
-            inner[np.diag_indices_from(inner)] += noise2.astype(np.float32)
-            factor = cho_factor(inner, lower=True, overwrite_a=True, check_finite=False)
+            inner = _seen_covariance(misfit.covariance, good, along.astype(np.float32), noise2.astype(np.float32))
+            factor = cholesky(inner, lower=True, overwrite_a=True, check_finite=False)
             rows = np.column_stack([jacobian, target]).astype(np.float32)
-            whitened = cho_solve(factor, rows, check_finite=False)
-            products = (rows[:, :-1].T @ whitened).astype(np.float64)
+            whitened = solve_triangular(factor, rows, lower=True, check_finite=False)
+            products = (whitened[:, :-1].T @ whitened).astype(np.float64)
             hessian, gradient = products[:, :-1], products[:, -1]
             if pins is not None:
                 stiffer, pull = pins.pull(model, shape, T, centre)
                 hessian, gradient = hessian + stiffer, gradient + pull
             move = _bounded_step(hessian, gradient, model, c)
-            remaining = whitened[:, -1] - whitened[:, :-1] @ move
+            remaining = whitened[:, -1] - whitened[:, :-1] @ move.astype(np.float32)
+            remaining = solve_triangular(factor, remaining, trans=1, lower=True, check_finite=False)
             offset = (misfit.covariance[:, good] @ (along * remaining).astype(np.float32)).astype(np.float64)
             turn = np.eye(4)
             turn[:3, :3] = Rotation.from_rotvec(move[:3]).as_matrix()
@@ -262,6 +261,24 @@ def fit_basis(
             T = turn @ T
             c = np.clip(c + move[6:], model.low, model.high)
     return BasisFit(T, c, offset, cost)
+
+
+@numba.njit(cache=True, nogil=True, error_model="numpy")
+def _seen_covariance(
+    covariance: NDArray[np.float32], good: NDArray[np.int64], along: NDArray[np.float32], noise2: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """Covariance of the residuals (g, g) of the vertices ``good``, by columns; what lies above the diagonal is 0.
+
+    ``along`` (g,) is how far each residual looks along its vertex's normal, ``noise2`` (g,) mm^2.
+    """
+    count = len(good)
+    out = np.zeros((count, count), np.float32)
+    for j in range(count):
+        row = covariance[good[j]]
+        for i in range(j, count):
+            out[j, i] = row[good[i]] * along[i] * along[j]
+        out[j, j] += noise2[j]
+    return out.T
 
 
 def _bounded_step(

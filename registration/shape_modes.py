@@ -68,6 +68,7 @@ def proportion_modes(points_mm: NDArray[np.floating]) -> NDArray[np.float64]:
     return 5.0 * np.stack([np.stack(field, 1) for field in fields])
 
 
+@once_a_template
 def jaw_mode(template: Template) -> NDArray[np.float64]:
     """The lower face turned down about an axis through the ears; the lips part where the mesh is slit.
 
@@ -148,24 +149,24 @@ def smooth_modes(
 
 
 @once_a_template
-def people_modes(template: Template) -> NDArray[np.float64]:
+def people_modes(template: Template) -> NDArray[np.float32]:
     """Smooth modes (``PEOPLE_MODES``, n, 3) in which people may differ from a template that has no identity modes.
 
     Places are taken with the mouth open, so that the lips move apart.
     """
     places = template.mesh.vertices + jaw_mode(template)
-    return smooth_modes(places, PEOPLE_SCALES, PEOPLE_MODES, asymmetry=0.15)
+    return smooth_modes(places, PEOPLE_SCALES, PEOPLE_MODES, asymmetry=0.15).astype(np.float32)
 
 
 @once_a_template
-def motion_modes(template: Template) -> NDArray[np.float64]:
+def motion_modes(template: Template) -> NDArray[np.float32]:
     """The jaw, then smooth modes of the face (``MOTION_MODES``, n, 3) in all, where a template has no expressions."""
     jaw = jaw_mode(template)
     mark = template.mesh.vertices[template.landmarks[[*range(3, 14), *range(17, 68)]]]
     distance, _ = cKDTree(mark).query(template.mesh.vertices)
     reach = np.clip((50.0 - distance) / 35.0, 0, 1)
     smooth = smooth_modes(template.mesh.vertices + jaw, MOTION_SCALES, MOTION_MODES - 1, asymmetry=0.6)
-    return np.concatenate([jaw[None], smooth * (reach * reach * (3 - 2 * reach))[:, None]])
+    return np.concatenate([jaw[None], smooth * (reach * reach * (3 - 2 * reach))[:, None]]).astype(np.float32)
 
 
 def _spread(points: NDArray[np.float64], count: int) -> NDArray[np.float64]:

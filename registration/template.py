@@ -8,7 +8,7 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property, wraps
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,8 @@ from storage.errors import ConfigError, one_line
 
 REGIONS = ("face", "scalp", "ears", "neck", "lips", "eyes", "hair", "worn")
 """Region names; a region's code is its place in this tuple. The template itself uses the first six."""
+
+Kind = TypeVar("Kind", bound=np.floating)
 
 
 @dataclass(frozen=True)
@@ -145,9 +147,11 @@ class Template:
         return hashlib.sha256(self.to_bytes()).hexdigest()
 
 
-def once_a_template(make: Callable[[Template], NDArray[np.float64]]) -> Callable[[Template], NDArray[np.float64]]:
+def once_a_template(
+    make: Callable[[Template], NDArray[Kind]],
+) -> Callable[[Template], NDArray[Kind]]:
     """Keep the last results of a function of the neutral head: all scans share the template."""
-    kept: dict[str, NDArray[np.float64]] = {}
+    kept: dict[str, NDArray[Kind]] = {}
 
     @wraps(make)
     def made(template: Template) -> NDArray[np.float64]:
