@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-STEP_VERSION = 3
+STEP_VERSION = 4
 
 
 class RegisterConfig(BaseModel):

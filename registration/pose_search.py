@@ -14,7 +14,7 @@ ROTATIONS = 720
 """Rotations of the coarse search; neighbours are about 24 degrees apart."""
 CELLS = 50_000
 """Size of the coarse grid; its cells are between these widths."""
-MIN_CELL_MM = 24.0
+MIN_CELL_MM = 20.0
 MAX_CELL_MM = 30.0
 MOST_CELLS = 300_000
 """Where what may be a head reaches so far that cells of ``MAX_CELL_MM`` would be more, they are wider after all."""

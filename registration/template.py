@@ -154,7 +154,7 @@ def once_a_template(
     kept: dict[str, NDArray[Kind]] = {}
 
     @wraps(make)
-    def made(template: Template) -> NDArray[np.float64]:
+    def made(template: Template) -> NDArray[Kind]:
         key = template.shape_digest
         if key not in kept:
             while len(kept) >= 2:
