@@ -1,4 +1,4 @@
-"""Verbs that make templates: of the ICT face model, of FLAME, of any head mesh. Each leaves a picture to check."""
+"""Verbs that make templates, of head models, meshes and earlier registrations. Each leaves a picture to check."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import App, Parameter
 
-from flows.commands import Out
+from flows.commands import Out, Workspace
 from flows.console import PLAIN, Output, Reply
+from pipeline.keys import subject_of
 
 if TYPE_CHECKING:
     from registration.template import Template
@@ -112,6 +113,40 @@ def import_mesh(
     from registration.template_import import import_mesh
 
     return _written(import_mesh(mesh, landmarks, unit), Path(out), anchors, pairs)
+
+
+@template.command(name="learn")
+def learn(
+    *,
+    workspace: Workspace,
+    identity_modes: Annotated[int, Parameter(help="Identity modes kept, at most as many as the people give.")] = 80,
+    expression_modes: Annotated[int, Parameter(help="Expression modes kept, likewise.")] = 40,
+    out: Out,
+    anchors: Anchors = 39,
+    pairs: Pairs = None,
+    output: Output = PLAIN,
+) -> Reply:
+    """Make a template of a workspace's registrations: their mean head with its modes. Held-out people are left out.
+
+    For example:
+
+        nphm template learn -w heads -o learned.npz
+
+    Parameters
+    ----------
+    out
+        The template's file; a picture is left beside it.
+    """
+    from model.fit_config import PcaConfig
+    from model.learned_template import learned_template
+    from pipeline.compared import registered_heads
+    from pipeline.opening import open_workspace
+
+    opened = open_workspace(workspace)
+    subjects = sorted({subject_of(key) for key in opened.scans()})
+    learnt = registered_heads(opened, [one for one in subjects if opened.split(one) == "train"], opened.template())
+    config = PcaConfig(identity_modes=identity_modes, expression_modes=expression_modes)
+    return _written(learned_template(learnt, config), Path(out), anchors, pairs)
 
 
 def _written(made: Template, path: Path, anchors: int, pairs: int | None) -> Reply:
