@@ -41,15 +41,16 @@ VIEW_SPREAD_DEG = 12.0
 POINTS, FEW_POINTS, NOISE_MM = 2500, 250, 1.5
 NOISY_SCANS = 6
 ROOT = Path(__file__).resolve().parents[1]
-SEARCH = ("pose_search", "search_model", "point_fit", "point_search")
-"""Modules of ``registration`` that the rows of poses depend on."""
+SEARCH = ("pose_search", "search_model", "point_fit", "point_search", "cloud_noise", "cloud_normals")
+"""Modules of ``registration`` that the rows of poses and of things depend on."""
 
 
 def scan_rows(work: Path, quick: bool) -> dict[str, float]:
     """Poses found, things accepted, seconds of a fit, and the face's error with few noisy points."""
     workspace, _ = people(work, quick)
     template = workspace.template()
-    figures = shown({"nonheads_accepted": float(sum(_accepted(name, template, quick) for name in _things(quick)))})
+    accepted = [name for name in _things(quick) if _accepted(work, name, template, quick)]
+    figures = shown({"nonheads_accepted": float(len(accepted))})
     scans = [f"{s}/{e}" for s in _held_out(quick) for e in (QUICK_EXPRESSIONS if quick else EXPRESSIONS)]
     figures |= shown(_poses(work, workspace, scans, QUICK_POSES if quick else POSES))
     nphm("run", "-w", workspace.url, "--until", "train")
@@ -66,22 +67,32 @@ def _things(quick: bool) -> list[str]:
     return list(NON_HEADS)[:: 5 if quick else 1]
 
 
-def _accepted(name: str, template: Template, quick: bool) -> bool:
+def _accepted(work: Path, name: str, template: Template, quick: bool) -> bool:
     """Whether one thing is taken for a head, from many points or from few noisy ones."""
-    mesh = NON_HEADS[name]()
     rng = np.random.default_rng([11, *name.encode()])
+    digest = digest_json([_search_code(), (ROOT / "benchmarks" / "nonheads.py").read_text(), template.digest()])[:12]
     for count, noise_mm in ((POINTS, 0.0),) if quick else ((POINTS, 0.0), (2 * FEW_POINTS, NOISE_MM)):
-        points, _, _ = sample_surface(mesh, count, rng)
-        found = search_points(points + noise_mm * rng.normal(size=points.shape), None, template, 0, UNITS_TO_MM)
-        print(f"  {name}, {count} points: {found.reason or 'ACCEPTED'}", flush=True)
-        if found.accepted:
+        points, _, _ = sample_surface(NON_HEADS[name](), count, rng)
+        points = points + noise_mm * rng.normal(size=points.shape)
+
+        def row(points: NDArray = points) -> dict[str, str | float]:
+            found = search_points(points, None, template, 0, UNITS_TO_MM)
+            return {"score": found.score, "reason": found.reason}
+
+        told = kept(work / "rows" / f"thing-{name.replace(' ', '-')}-{count}-{digest}.json", row)
+        print(f"  {name}, {count} points: {told['reason'] or 'ACCEPTED'}", flush=True)
+        if not told["reason"]:
             return True
     return False
 
 
+def _search_code() -> list[str]:
+    return [(ROOT / "registration" / f"{name}.py").read_text() for name in SEARCH]
+
+
 def _poses(work: Path, workspace: Workspace, scans: list[str], count: int) -> dict[str, float]:
     """How many of so many turned, shifted and rescaled views are found."""
-    code = [(ROOT / "registration" / f"{name}.py").read_text() for name in SEARCH]
+    code = _search_code()
     hits = 0
     for index in range(count):
         key = scans[index % len(scans)]

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from benchmarks.field_data import kept
@@ -59,9 +60,8 @@ def speed_rows(work: Path, quick: bool) -> dict[str, float]:
         z_id, z_ex = (torch.as_tensor(code)[None] for code in (codes.identity, codes.expressions[0]))
         goal = residual_mm(head, posed, z_id, z_ex)
         name = f"fit-plain-{head.template.digest()[:8]}-{len(head.subjects)}-{key.replace('/', '-')}-{goal:.4f}.json"
-        counted = kept(
-            work / "rows" / name, lambda: iterations(head, units(view.points_mm), goal, 20 if quick else STEPS)
-        )
+        row = work / "rows" / name
+        counted = kept(row, lambda: iterations(head, units(view.points_mm), goal, 20 if quick else STEPS, row))
         each = seconds_an_iteration(head, units(view.points_mm))
         points = lattice_points(head, resolution)
         mesh_seconds = plain_seconds_a_point(head, head.subjects[0], points.drawn(PLAIN_POINTS)) * points.count
@@ -103,15 +103,23 @@ def residual_mm(head: HeadModel, posed: Tensor, z_id: Tensor, z_ex: Tensor) -> f
     return float(torch.where(places.found, distance, torch.inf).median())
 
 
-def iterations(head: HeadModel, posed: Tensor, goal_mm: float, most: int) -> dict[str, float]:
-    """Steps of the plain fit until its residual is the goal, or all of them; counted with our evaluation."""
-    fit = plain_fit(head, head.identity_field, head.deformation_field, posed)
+def iterations(head: HeadModel, posed: Tensor, goal_mm: float, most: int, row: Path) -> dict[str, float]:
+    """Steps of the plain fit until its residual is the goal, or all of them; counted with our evaluation.
+
+    What was reached is kept beside the row, so that a count that was cut off goes on.
+    """
+    fit = plain_fit(head, head.identity_field, head.deformation_field, posed, quick=True)
+    kept_state = row.with_suffix(".safetensors")
+    if kept_state.exists():
+        fit.restore(load_file(kept_state))
     reached = np.inf
     while fit.done < most and reached > goal_mm:
         fit.step()
         if fit.done % LOOK_EVERY == 0:
             reached = residual_mm(head, posed, fit.z_id.detach(), fit.z_ex.detach())
             print(f"  plain fit, {fit.done} iterations: {reached:.3f} mm, ours {goal_mm:.3f}", flush=True)
+            kept_state.parent.mkdir(parents=True, exist_ok=True)
+            save_file({name: value.contiguous() for name, value in fit.state().items()}, kept_state)
     return {"iterations": fit.done, "residual_mm": reached}
 
 
@@ -125,8 +133,11 @@ def seconds_an_iteration(head: HeadModel, posed: Tensor) -> float:
     return (time.perf_counter() - start) / TIMED
 
 
-def plain_fit(head: HeadModel, identity: torch.nn.Module, deformation: torch.nn.Module, posed: Tensor) -> PlainFit:
+def plain_fit(
+    head: HeadModel, identity: torch.nn.Module, deformation: torch.nn.Module, posed: Tensor, quick: bool = False
+) -> PlainFit:
     """The plain fit with given fields, which it does not train."""
     identity.requires_grad_(False)
     deformation.requires_grad_(False)
-    return PlainFit(identity, deformation, head.identity_field.layout, head.config.deformation.expression_dim, posed)
+    size = head.config.deformation.expression_dim
+    return PlainFit(identity, deformation, head.identity_field.layout, size, posed, quick)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from model.codes import IdentityLayout
+from model.root_finding import find_canonical
 
 POINTS = 1000
 RATE = 0.01
@@ -38,12 +39,21 @@ class PlainFit:
         layout: of the identity code.
         expression_dim: entries of the expression code.
         points: (n, 3) observed, head frame, model units.
+        quick: with our fields, roots start where each point came from last, and Jacobians need no autograd: the same
+            answers sooner, for counting steps.
     """
 
     def __init__(
-        self, identity: Any, deformation: Any, layout: IdentityLayout, expression_dim: int, points: Tensor
+        self,
+        identity: Any,
+        deformation: Any,
+        layout: IdentityLayout,
+        expression_dim: int,
+        points: Tensor,
+        quick: bool = False,
     ) -> None:
         self.identity, self.deformation, self.layout, self.points = identity, deformation, layout, points
+        self.places = points.clone() if quick else None
         self.z_id = torch.zeros(1, layout.size, requires_grad=True)
         self.z_ex = torch.zeros(1, expression_dim, requires_grad=True)
         self.optimisers = [torch.optim.Adam([code], lr=RATE) for code in (self.z_id, self.z_ex)]
@@ -52,7 +62,8 @@ class PlainFit:
 
     def step(self) -> None:
         """One step of both codes."""
-        posed = self.points[torch.randint(len(self.points), (POINTS,), generator=self.rng)]
+        pick = torch.randint(len(self.points), (POINTS,), generator=self.rng)
+        posed = self.points[pick]
         index = torch.zeros(len(posed), dtype=torch.int64)
         of_identity = self.identity.prepare(self.z_id)
         of_motion = self.deformation.prepare(self.z_id, of_identity.anchors, self.z_ex)
@@ -60,8 +71,11 @@ class PlainFit:
         def move(points: Tensor) -> Tensor:
             return points + self.deformation.displacement(of_motion, points, index)
 
-        canonical, found = _roots(move, posed)
-        inverse = _inverse_jacobian(move, canonical)
+        if self.places is None:
+            canonical, found = _roots(move, posed)
+            inverse = _inverse_jacobian(move, canonical)
+        else:
+            canonical, found, inverse = self._quick_roots(of_motion, posed, pick)
         reposed = move(canonical)
         canonical = canonical - (inverse @ (reposed - reposed.detach())[:, :, None])[:, :, 0]
         distance = self.identity.sdf(of_identity, canonical, index).abs()
@@ -76,6 +90,46 @@ class PlainFit:
         for optimiser in self.optimisers:
             optimiser.step()
         self.done += 1
+
+    def _quick_roots(self, of_motion: Any, posed: Tensor, pick: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        assert self.places is not None
+
+        def shift(points: Tensor) -> Tensor:
+            return self.deformation.displacement(of_motion, points, torch.zeros(len(points), dtype=torch.int64))
+
+        def jacobian(points: Tensor) -> Tensor:
+            index = torch.zeros(len(points), dtype=torch.int64)
+            return self.deformation.displacement_and_jacobian(of_motion, points, index)[1] + torch.eye(3)
+
+        with torch.no_grad():
+            roots = find_canonical(
+                shift, posed, self.places[pick], 10 * ROOT_TOLERANCE, ROOT_LIMIT, ROOT_STEPS, jacobian
+            )
+            self.places[pick[roots.converged]] = roots.canonical[roots.converged]
+            return roots.canonical, roots.converged, torch.linalg.inv(jacobian(roots.canonical))
+
+    def state(self) -> dict[str, Tensor]:
+        """All that a fit which goes on needs."""
+        told = {"z_id": self.z_id.detach(), "z_ex": self.z_ex.detach(), "rng": self.rng.get_state()}
+        told["done"] = torch.tensor(self.done)
+        if self.places is not None:
+            told["places"] = self.places
+        for name, optimiser in zip(("id", "ex"), self.optimisers, strict=True):
+            for moment, value in next(iter(optimiser.state.values()), {}).items():
+                told[f"{name}.{moment}"] = value
+        return told
+
+    def restore(self, told: dict[str, Tensor]) -> None:
+        """Go on where another fit was."""
+        self.done = int(told["done"])
+        self.rng.set_state(told["rng"])
+        if self.places is not None:
+            self.places = told["places"].clone()
+        for name, code, optimiser in zip(("id", "ex"), (self.z_id, self.z_ex), self.optimisers, strict=True):
+            with torch.no_grad():
+                code.copy_(told[f"z_{name}"])
+            moments = {key.partition(".")[2]: value for key, value in told.items() if key.startswith(f"{name}.")}
+            optimiser.state[code] = {moment: value.clone() for moment, value in moments.items()}
 
     def _priors(self) -> dict[str, Tensor]:
         z_global, z_local = self.layout.split(self.z_id)
