@@ -78,7 +78,7 @@ def _single(step: StepName, what: str) -> Callable[..., Reply]:
 def evaluate(
     *,
     workspace: Workspace,
-    protocol: tuple[ProtocolName, ...] = (),
+    protocol: Annotated[tuple[ProtocolName, ...], Parameter(negative=())] = (),
     strict: Strict = False,
     workers: WorkerCount = None,
     dask: DaskAddress = None,
