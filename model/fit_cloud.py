@@ -22,11 +22,13 @@ from model.bound_fields import Fields
 from model.fit_config import FitConfig
 from model.observation import Observation
 from model.units import to_mm, to_units
+from registration.cloud_noise import cloud_noise_mm
 
 POSE = 7
 """Rotation vector in radians, translation in mm, logarithm of the scale: head from told."""
 _POINTS_AT_ONCE = 1024
 _TANGENT_STEP_MM = 3.0
+_NOISE_REACH = 2.0
 _NORMAL_REACH = 3.0
 """Normals further off than so many of their spreads count for little."""
 _RAY_GAP_MM = 4.0
@@ -57,6 +59,7 @@ class Cloud:
         normals: (n, 3) of the points, told head frame; zero where unknown; or None.
         expression: (E,).
         pose: (7,) as in ``POSE``.
+        noise_mm: standard deviation of the points, as they tell it themselves.
         steps: places beside the points with normals: for each of m points one either way along two tangents.
         stepped: (m,) which points these are.
         before: places between the sensor and what it saw.
@@ -66,6 +69,7 @@ class Cloud:
     normals: NDArray[np.float64] | None
     expression: NDArray[np.float64]
     pose: NDArray[np.float64]
+    noise_mm: float = 0.0
     steps: Places = field(default_factory=lambda: Places(np.zeros((0, 3))))
     stepped: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
     before: Places = field(default_factory=lambda: Places(np.zeros((0, 3))))
@@ -78,7 +82,8 @@ class Cloud:
         points = np.asarray(observation.points_mm, np.float64)
         normals = None if observation.normals is None else np.asarray(observation.normals, np.float64)
         pick = _some(len(points), config.points, rng)
-        cloud = cls(Places(points[pick]), None if normals is None else normals[pick], expression.copy(), np.zeros(POSE))
+        told = None if normals is None else normals[pick]
+        cloud = cls(Places(points[pick]), told, expression.copy(), np.zeros(POSE), cloud_noise_mm(points[pick]))
         if cloud.normals is not None and config.normal_points:
             known = np.flatnonzero(np.abs(cloud.normals).sum(1) > 0)
             cloud.stepped = known[_some(len(known), config.normal_points, rng)]
@@ -91,7 +96,8 @@ class Cloud:
         """At most so many of the points, and nothing else."""
         pick = _some(len(self.points.told_mm), most, rng)
         normals = None if self.normals is None else self.normals[pick]
-        return Cloud(Places(self.points.told_mm[pick]), normals, self.expression.copy(), self.pose.copy())
+        points = Places(self.points.told_mm[pick])
+        return Cloud(points, normals, self.expression.copy(), self.pose.copy(), self.noise_mm)
 
     def started(self, expression: NDArray[np.float64]) -> Cloud:
         """The same with an expression, and the pose as told."""
@@ -161,7 +167,9 @@ def linearised(
         told = cloud.normals @ cloud.R_head_from_told.T
         length = np.linalg.norm(at.slope, axis=1) * np.linalg.norm(told, axis=1)
         valid &= (length == 0) | (np.einsum("nc,nc->n", told, at.slope) > config.normal_cosine * length)
-    rows = [_weighted(at.distance, at.by_identity, at.by_own, valid, config.noise_mm, scale_mm)]
+    # the scan's own noise comes on top of what no code explains, and no point is a stray for being as noisy as they are
+    noise, reach = float(np.hypot(config.noise_mm, cloud.noise_mm)), max(scale_mm, _NOISE_REACH * cloud.noise_mm)
+    rows = [_weighted(at.distance, at.by_identity, at.by_own, valid, noise, reach)]
     if len(cloud.stepped):
         rows.append(_normal_rows(_ask(fields, identity, cloud, cloud.steps), valid[cloud.stepped], config))
     if len(cloud.before.told_mm):
