@@ -1,11 +1,7 @@
 """One observation under a fit: its points and unknowns, and what each of its residuals asks of the codes.
 
-There are three kinds of residuals, each weighted by what it is trusted with:
-
-- a point should lie on the surface;
-- where its normal was told, the signed distance should not change along the surface that the normal tells: two steps
-  either way from the point, along two tangents, compare without a second derivative of the field;
-- where the sensor's place was told, nothing lies between it and what it saw.
+A point should lie on the surface; one whose told normal looks elsewhere does not count. Where the sensor's place was
+told, nothing lies between it and what it saw.
 """
 
 from __future__ import annotations
@@ -27,10 +23,7 @@ from registration.cloud_noise import cloud_noise_mm
 POSE = 7
 """Rotation vector in radians, translation in mm, logarithm of the scale: head from told."""
 _POINTS_AT_ONCE = 1024
-_TANGENT_STEP_MM = 3.0
 _NOISE_REACH = 2.0
-_NORMAL_REACH = 3.0
-"""Normals further off than so many of their spreads count for little."""
 _RAY_GAP_MM = 4.0
 """So close before a seen point its noise may lie within the head."""
 _RAY_REACH_MM = 10.0
@@ -60,8 +53,6 @@ class Cloud:
         expression: (E,).
         pose: (7,) as in ``POSE``.
         noise_mm: standard deviation of the points, as they tell it themselves.
-        steps: places beside the points with normals: for each of m points one either way along two tangents.
-        stepped: (m,) which points these are.
         before: places between the sensor and what it saw.
     """
 
@@ -70,24 +61,18 @@ class Cloud:
     expression: NDArray[np.float64]
     pose: NDArray[np.float64]
     noise_mm: float = 0.0
-    steps: Places = field(default_factory=lambda: Places(np.zeros((0, 3))))
-    stepped: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
     before: Places = field(default_factory=lambda: Places(np.zeros((0, 3))))
 
     @classmethod
     def drawn(
         cls, observation: Observation, expression: NDArray[np.float64], config: FitConfig, rng: np.random.Generator
     ) -> Cloud:
-        """As many of an observation's points, normals and rays as are to be used."""
+        """As many of an observation's points and rays as are to be used."""
         points = np.asarray(observation.points_mm, np.float64)
         normals = None if observation.normals is None else np.asarray(observation.normals, np.float64)
         pick = _some(len(points), config.points, rng)
         told = None if normals is None else normals[pick]
         cloud = cls(Places(points[pick]), told, expression.copy(), np.zeros(POSE), cloud_noise_mm(points[pick]))
-        if cloud.normals is not None and config.normal_points:
-            known = np.flatnonzero(np.abs(cloud.normals).sum(1) > 0)
-            cloud.stepped = known[_some(len(known), config.normal_points, rng)]
-            cloud.steps = Places(_beside(cloud.points.told_mm[cloud.stepped], cloud.normals[cloud.stepped]))
         if observation.rays_mm is not None and config.ray_points:
             cloud.before = Places(_along(observation.rays_mm, observation.box_mm, config.ray_points, rng))
         return cloud
@@ -170,8 +155,6 @@ def linearised(
     # the scan's own noise comes on top of what no code explains, and no point is a stray for being as noisy as they are
     noise, reach = float(np.hypot(config.noise_mm, cloud.noise_mm)), max(scale_mm, _NOISE_REACH * cloud.noise_mm)
     rows = [_weighted(at.distance, at.by_identity, at.by_own, valid, noise, reach)]
-    if len(cloud.stepped):
-        rows.append(_normal_rows(_ask(fields, identity, cloud, cloud.steps), valid[cloud.stepped], config))
     if len(cloud.before.told_mm):
         ray = _ask(fields, identity, cloud, cloud.before)
         inside = ray.found & (ray.distance < 0)
@@ -181,21 +164,6 @@ def linearised(
         some = _weighted(depth, ray.by_identity, ray.by_own, free, config.ray_spread_mm, _RAY_REACH_MM)
         rows.append(replace(some, weight=np.where(inside, some.weight, 0.0)))
     return rows
-
-
-def _normal_rows(at: _Asked, valid: NDArray[np.bool_], config: FitConfig) -> Rows:
-    """What the told normals ask: no change of distance along two tangents of each of m points."""
-
-    def change(values: NDArray[np.float64]) -> NDArray[np.float64]:
-        ahead, behind = values.reshape(2, -1, *values.shape[1:])  # (2 m) each
-        return np.asarray((ahead - behind) / (2 * _TANGENT_STEP_MM))
-
-    both = at.found.reshape(2, -1).all(0) & np.tile(valid, 2)
-    sine = change(at.distance)
-    # told normals are as good as they turn out to be, and no better than expected
-    usual = 1.4826 * float(np.median(np.abs(sine[both]))) if both.any() else 0.0
-    spread = max(config.normal_spread, usual)
-    return _weighted(sine, change(at.by_identity), change(at.by_own), both, spread, _NORMAL_REACH * spread)
 
 
 def _weighted(
@@ -278,18 +246,6 @@ def _some(count: int, most: int, rng: np.random.Generator) -> NDArray[np.int64]:
     if count <= most:
         return np.arange(count)
     return np.sort(rng.choice(count, most, replace=False))
-
-
-def _beside(points: NDArray[np.float64], normals: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Places (4 m, 3): a step ahead along the first tangents, along the second ones, then as far behind."""
-    least = np.eye(3)[np.abs(normals).argmin(1)]
-    first = np.cross(normals, least)
-    first /= np.linalg.norm(first, axis=1, keepdims=True)
-    second = np.cross(normals, first)
-    second /= np.linalg.norm(second, axis=1, keepdims=True)
-    step = _TANGENT_STEP_MM * np.concatenate([first, second])
-    both = np.concatenate([points, points])
-    return np.concatenate([both + step, both - step])
 
 
 def _along(

@@ -35,12 +35,6 @@ class FitConfig(BaseModel):
     normal_cosine: float = Field(
         default=0.3, ge=-1, lt=1, description="least cosine of told and fitted normal of a used point"
     )
-    normal_points: int = Field(
-        default=300, ge=0, description="told normals that the surface should have, drawn likewise; 0 asks for none"
-    )
-    normal_spread: float = Field(
-        default=0.2, gt=0, description="expected sine of the angle between told and fitted normals, at least"
-    )
     ray_points: int = Field(
         default=400, ge=0, description="places between the sensor and what it saw, where no head may be; 0 asks none"
     )

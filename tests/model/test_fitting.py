@@ -83,14 +83,6 @@ def fit(
     return fit_codes(Ellipsoids(), PRIOR_Z, PRIOR_E, observations, config, seed, sequence=sequence)
 
 
-def outwards(points: np.ndarray, identity: list[float], expression: list[float]) -> np.ndarray:
-    """Unit normals (n, 3) of the posed surface at points on it."""
-    bound = Ellipsoids().bind(torch.tensor([identity]), torch.tensor([expression]))
-    posed = torch.tensor(to_units(points), dtype=torch.float32, requires_grad=True)
-    (slope,) = torch.autograd.grad(bound.distance(posed, bound.canonical(posed).place).sum(), posed)
-    return (slope / slope.norm(dim=1, keepdim=True)).double().numpy()
-
-
 def test_finds_identity_and_expression_of_one_view() -> None:
     fitted = fit(cloud([0.8, -0.5, 0.6, 0.7], [1.2, -0.8]))
     assert np.nanmedian(fitted.residual_mm[0]) < 0.1
@@ -216,29 +208,6 @@ def test_posterior_is_the_inverse_of_the_whole_hessian() -> None:
     np.testing.assert_allclose(posterior.spread(J[:, :4], J[:, 4:]), slow)
 
 
-def test_told_normals_say_what_noisy_points_do_not() -> None:
-    identity, expression = [0.0, 0.0, 0.0, 1.5], [0.0, 0.0]
-    exact = cloud(identity, expression, 400)
-    exact = exact[np.hypot(exact[:, 0], exact[:, 1]) < 45]  # about the nose
-    normals = outwards(exact, identity, expression)
-    noisy = exact + np.random.default_rng(5).normal(scale=3.0, size=(len(exact), 1)) * [0, 0, 1]  # along the view
-    config = CONFIG.model_copy(update={"noise_mm": 3.0, "last_scale_mm": 8.0, "normal_spread": 0.05})
-    off = {}
-    for name, points in (("with", 300), ("without", 0)):
-        told = config.model_copy(update={"normal_points": points})
-        off[name] = abs(fit(Observation("nose", noisy, normals), config=told).identity[3] - 1.5)
-    assert off["with"] < 0.6 * off["without"]
-
-
-def test_normals_that_are_noise_change_little() -> None:
-    points = cloud([0.8, -0.5, 0.6, 0.7], [1.2, -0.8])
-    rng = np.random.default_rng(3)
-    wrong = outwards(points, [0.8, -0.5, 0.6, 0.7], [1.2, -0.8]) + rng.normal(scale=0.5, size=points.shape)
-    wrong /= np.linalg.norm(wrong, axis=1, keepdims=True)
-    fitted = fit(Observation("rough", points, wrong))
-    np.testing.assert_allclose(fitted.identity, [0.8, -0.5, 0.6, 0.7], atol=0.3)
-
-
 def test_rays_that_pass_a_head_say_where_it_ends() -> None:
     narrow = [-2.0, 0.0, 0.0, 0.0]  # 61 mm to each side instead of 75
     points = cloud(narrow, [0.0, 0.0])
@@ -315,3 +284,16 @@ def test_a_sequence_does_not_care_in_which_frames_its_poses_are_told() -> None:
     np.testing.assert_allclose(np.stack(other.expressions), np.stack(plain.expressions), atol=0.08)
     for k in range(4):
         np.testing.assert_allclose(told[k] @ other.T_told_from_head[k], plain.T_told_from_head[k], atol=0.5)
+
+
+def test_points_weigh_by_the_noise_that_they_tell_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    true = [0.6, -0.4, 0.3, 0.5]
+    off: dict[str, list[float]] = {"told": [], "ignored": []}
+    for name in off:
+        if name == "ignored":
+            monkeypatch.setattr("model.fit_cloud.cloud_noise_mm", lambda points: 0.0)
+        for seed in range(4):
+            exact = cloud(true, [0.0, 0.0], 150, seed)
+            noisy = exact + np.random.default_rng(seed).normal(scale=3.0, size=exact.shape)
+            off[name].append(float(np.abs(fit(noisy, config=CONFIG).identity - true).mean()))
+    assert np.mean(off["told"]) < 0.8 * np.mean(off["ignored"])
