@@ -16,6 +16,7 @@ from pipeline.capture import IngestConfig
 from pipeline.clean_config import CleanConfig, CleanThresholds
 from pipeline.evaluate_config import EvaluateConfig, EvaluateThresholds
 from pipeline.migration import migrate
+from pipeline.protocols_config import ProtocolsConfig
 from pipeline.register_config import RegisterConfig, RegisterThresholds
 from pipeline.release_config import ReleaseConfig
 from pipeline.sample_config import SampleConfig, SampleThresholds
@@ -77,6 +78,7 @@ class PipelineConfig(BaseModel):
     train: TrainConfig = TrainConfig()
     baselines: BaselinesConfig = BaselinesConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
+    protocols: ProtocolsConfig = ProtocolsConfig()
     thresholds: Thresholds = Thresholds()
     service: ServiceConfig = ServiceConfig()
     release: ReleaseConfig = ReleaseConfig()

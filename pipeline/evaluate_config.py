@@ -11,9 +11,6 @@ from model.fit_config import FitConfig, PcaConfig
 
 STEP_VERSION = 4
 
-Protocol = Literal["canonical", "joint", "points", "noise", "yaw", "rig"]
-"""What may be varied besides the main protocol; see ``pipeline.protocols``."""
-
 
 class EvaluateConfig(BaseModel):
     """How held-out scans are fitted and all are measured."""
@@ -30,7 +27,6 @@ class EvaluateConfig(BaseModel):
     most_scans: int | None = Field(
         default=None, gt=0, description="held-out scans that are fitted at most, spread over subjects; all by default"
     )
-    protocol_scans: int = Field(default=6, gt=0, description="held-out scans of each protocol beside the main one")
     fit: FitConfig = FitConfig()
     linear: tuple[Literal["pca", "bfm", "flame"], ...] = Field(
         default=("pca",), description="linear heads to compare with, learnt from the model's own registrations"

@@ -80,12 +80,19 @@ def _find(book: Snapshot, stats: Mapping[str, Stat]) -> Iterator[Garbage]:
             yield Garbage(path, stat.bytes, "no manifest names it")
         elif folder == _CHECKPOINTS:
             name, part = rest.split("/")[:2]
-            if part in book.config.baselines.methods and book.manifest("baselines", name) is None:
+            if _is_under_way(book, name, part):
                 continue
             if book.manifest("train", name) is not None:
                 yield Garbage(path, stat.bytes, "its model is finished")
             elif "train" in book.steps and name != model_name(book):
                 yield Garbage(path, stat.bytes, "of a training that today's data and settings no longer call for")
+
+
+def _is_under_way(book: Snapshot, model: str, part: str) -> bool:
+    """Whether what is kept belongs to a step after the training that the settings ask for and that has not ended."""
+    step = "baselines" if part in book.config.baselines.methods else part
+    wanted = part in book.config.baselines.methods or (part == "protocols" and bool(book.config.protocols.names))
+    return wanted and book.manifest(step, model) is None
 
 
 def _is_orphan(book: Snapshot, place: tuple[str, str], known: set[str]) -> bool:

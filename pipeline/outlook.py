@@ -94,6 +94,7 @@ def _as_measured(action: Action, costs: dict[str, tuple[float, float]], training
     if action.kind != "compute":
         return action
     minutes, megabytes = costs.get(action.step, (action.minutes, action.megabytes))
-    # how long a training takes depends on the settings, which may have changed since
-    minutes = {"train": training_minutes, "baselines": action.minutes}.get(action.step, minutes)
+    # how long these take depends on the settings, which may have changed since
+    of_settings = {"train": training_minutes, "baselines": action.minutes, "protocols": action.minutes}
+    minutes = of_settings.get(action.step, minutes)
     return replace(action, minutes=minutes, megabytes=megabytes)

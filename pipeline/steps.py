@@ -7,6 +7,7 @@ from pipeline import (
     clean_config,
     evaluate_config,
     ingest,
+    protocols_config,
     register_config,
     report_config,
     sample_config,
@@ -103,6 +104,27 @@ EVALUATE = StepSpec(
     megabytes=10,
 )
 
+PROTOCOLS = StepSpec(
+    "protocols",
+    "protocols",
+    protocols_config.STEP_VERSION,
+    Later("pipeline.protocols", "run_protocols"),
+    protocols_config.judge_protocols,
+    scope="model",
+    limit_minutes=None,
+    needs=(
+        Need("train", "model"),
+        Need("evaluate", "model", rejected_too=True),
+        Need("clean", "train"),
+        Need("register", "train"),
+        Need("clean", "held_out"),
+        Need("register", "held_out"),
+    ),
+    wanted=protocols_config.are_wanted,
+    expect=protocols_config.expected_minutes,
+    megabytes=1,
+)
+
 REPORT = StepSpec(
     "report",
     "reports",
@@ -122,7 +144,7 @@ REPORT = StepSpec(
     megabytes=20,
 )
 
-_IN_ORDER = (INGEST, CLEAN, REGISTER, SAMPLE, TRAIN, BASELINES, EVALUATE, REPORT)
+_IN_ORDER = (INGEST, CLEAN, REGISTER, SAMPLE, TRAIN, BASELINES, EVALUATE, PROTOCOLS, REPORT)
 
 STEPS: dict[str, StepSpec] = {spec.name: spec for spec in _IN_ORDER}
 """The steps by name."""

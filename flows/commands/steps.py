@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict
-from functools import partial
 from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
 from flows.commands import Workspace
 from flows.console import PLAIN, Exit, Output, Reply
-from flows.progress import StepProgress, progress_for
+from flows.progress import progress_for
 
-StepName = Literal["ingest", "clean", "register", "sample", "train", "baselines", "evaluate", "report"]
-ProtocolName = Literal["canonical", "joint", "points", "noise", "yaw", "rig"]
+StepName = Literal["ingest", "clean", "register", "sample", "train", "baselines", "evaluate", "protocols", "report"]
 Strict = Annotated[bool, Parameter(negative=(), help="Exit with 1 if any scan was rejected.")]
 WorkerCount = Annotated[int | None, Parameter(help="Worker processes; as many as there are cores when left out.")]
 
@@ -75,60 +73,14 @@ def _single(step: StepName, what: str) -> Callable[..., Reply]:
     return verb
 
 
-def evaluate(
-    *,
-    workspace: Workspace,
-    protocol: Annotated[tuple[ProtocolName, ...], Parameter(negative=())] = (),
-    strict: Strict = False,
-    workers: WorkerCount = None,
-    dask: DaskAddress = None,
-    output: Output = PLAIN,
-) -> Reply:
-    """Fit the held-out subjects and measure the error, after whatever it needs.
-
-    For example:
-
-        nphm evaluate -w heads
-        nphm evaluate -w heads --protocol points --protocol noise
-
-    Parameters
-    ----------
-    protocol
-        Vary what is seen of a few held-out scans, instead of the main protocol: identity from canonical scans,
-        several expressions jointly, number of points, noise, view from front to back, captures of another rig.
-    """
-    if not protocol:
-        return _bring_up_to("evaluate", workspace, strict, workers, dask, output)
-    from pipeline.inputs import model_name
-    from pipeline.opening import open_workspace
-    from pipeline.protocols import FOLDER, run_protocol
-
-    _bring_up_to("train", workspace, strict, workers, dask, output)
-    opened = open_workspace(workspace)
-    model = model_name(opened)
-    documents = {}
-    with progress_for(output) as progress:
-        for name in protocol:
-            progress.start(name, 1, "fits")
-            opened.tell = partial(_tell, progress, name)
-            documents[name] = run_protocol(opened, model, name)
-            progress.finish(name)
-    fits = {name: len(document["rows"]) for name, document in documents.items()}
-    lines = [f"{name}: {count} fits, in {workspace}/{FOLDER}/{model}/{name}" for name, count in fits.items()]
-    return Reply({"model": model, "protocols": documents}, tuple(lines))
-
-
-def _tell(progress: StepProgress, name: str, done: int, total: int, note: str) -> None:
-    progress.update(name, done, note, total)
-
-
 SINGLE_STEPS = (
     _single("clean", "Fuse each scan into one surface, find the head and judge the quality"),
     _single("register", "Bring the template into each scan"),
     _single("sample", "Draw the training samples"),
     _single("train", "Train the identity field and the deformation field"),
     _single("baselines", "Train the heads to compare with that [baselines] names, by default none"),
-    evaluate,
+    _single("evaluate", "Fit the held-out subjects and measure the error"),
+    _single("protocols", "Measure what the protocols that [protocols] names vary, by default none"),
     _single("report", "Write the report"),
 )
 

@@ -21,8 +21,8 @@ from tests.flows.small_steps import STEPS
 
 LEAVES = [
     "simulate", "init", "template import-ict", "template import-flame", "template import-mesh", "template learn",
-    "ingest", "plan", "run", "clean", "register", "sample", "train", "baselines", "evaluate", "report", "status",
-    "judge", "fit", "mesh", "transfer", "interpolate", "models list", "models promote", "models rollback",
+    "ingest", "plan", "run", "clean", "register", "sample", "train", "baselines", "evaluate", "protocols", "report",
+    "status", "judge", "fit", "mesh", "transfer", "interpolate", "models list", "models promote", "models rollback",
     "release build", "release verify", "release diff", "release withdraw", "gc", "doctor", "schema",
 ]  # fmt: skip
 

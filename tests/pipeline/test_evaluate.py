@@ -16,7 +16,6 @@ import pytest
 import torch
 from pydantic import BaseModel, ConfigDict
 
-from flows.commands.steps import ProtocolName
 from model import HeadModel
 from model.config import DeformationConfig, FieldConfig, IdentityConfig
 from model.deformation_field import DeformationField
@@ -28,7 +27,7 @@ from pipeline import protocols
 from pipeline.compared import linear_fitters
 from pipeline.config import PipelineConfig, SplitShares
 from pipeline.evaluate import run_evaluate
-from pipeline.evaluate_config import STEP_VERSION, EvaluateConfig, EvaluateThresholds, Protocol, judge_evaluate
+from pipeline.evaluate_config import STEP_VERSION, EvaluateConfig, EvaluateThresholds, judge_evaluate
 from pipeline.evaluation import (
     REGIONS_COMPARED,
     HeadScan,
@@ -41,7 +40,9 @@ from pipeline.evaluation import (
 )
 from pipeline.evaluation_pictures import scan_sheet, training_sheet
 from pipeline.evaluation_tables import latex_table
-from pipeline.protocols import WHAT, cases, run_protocol
+from pipeline.protocols import WHAT, cases, run_protocols
+from pipeline.protocols_config import Protocol, ProtocolsConfig
+from pipeline.steps import PROTOCOLS
 from pipeline.stepspec import Need, StepSpec
 from pipeline.workspace import Workspace
 from registration.mesh import Mesh, mesh_to_ply
@@ -356,37 +357,59 @@ def test_noisy_clouds_come_without_the_clean_normals() -> None:
     assert 0.5 < np.abs(seen[1].points_mm - seen[0].points_mm).max() < 6
 
 
-def test_a_protocol_is_measured_once_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    workspace = _workspace(tmp_path, held_out=("003",))
-    document = run_protocol(workspace, "first", "rig")
+def _with_protocols(workspace: Workspace, *names: Any, scans: int = 6) -> Workspace:
+    settings = ProtocolsConfig(names=names, scans=scans)
+    config = workspace.config.model_copy(update={"protocols": settings})
+    return Workspace(workspace.store, config, {**workspace.steps, "protocols": PROTOCOLS})
+
+
+def test_protocols_are_measured_once_and_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = _workspace(tmp_path, held_out=("003",))
+    real, calls = protocols._measured, 0
+
+    def cut_off(*told: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise KeyboardInterrupt
+        return real(*told)
+
+    monkeypatch.setattr(protocols, "_measured", cut_off)
+    workspace = _with_protocols(plain, "rig")
+    with pytest.raises(KeyboardInterrupt):
+        run_protocols(workspace, "first")
+    assert workspace.manifest("protocols", "first") is None
+    manifest = run_protocols(workspace, "first")
+    assert calls == 3  # the first scan was not fitted again
+    assert manifest.figures == {"rig": {"fits": 4, "failures": 0}}
+    assert workspace.store.list("checkpoints") == []
+    document = json.loads(workspace.read(manifest, "rig/protocol.json"))
     assert [(row["level"], row["key"]) for row in document["rows"]] == [("dome", "003/neutral"), ("dome", "003/smile")]
     assert set(document["levels"]["dome"]) == {"nphm", "pca"}
-    folder = "protocols/first/rig"
-    assert "| dome | face | pca | 2 | 0 |" in workspace.store.get(f"{folder}/table.md").decode()
-    lines = workspace.store.get(f"{folder}/table.csv").decode().splitlines()
+    assert "| dome | face | pca | 2 | 0 |" in workspace.read(manifest, "rig/table.md").decode()
+    lines = workspace.read(manifest, "rig/table.csv").decode().splitlines()
     assert len(lines) == 1 + 2 * 2 * 3
     assert lines[0].startswith("level,key,method,region,failure,")
-    assert workspace.store.get(f"{folder}/table.tex").decode().count("dome & ") == 2 * 3
+    assert workspace.read(manifest, "rig/table.tex").decode().count("dome & ") == 2 * 3
 
-    def never(*told: Any) -> Any:
-        raise AssertionError("fitted again")
-
-    monkeypatch.setattr(protocols, "_measured", never)
-    assert run_protocol(workspace, "first", "rig") == document
+    run_protocols(_with_protocols(plain, "rig", "canonical"), "first")
+    assert calls == 5  # its two levels alone
+    outputs = run_protocols(workspace, "first").outputs
+    assert calls == 5
+    assert outputs["rig/protocol.json"] == manifest.outputs["rig/protocol.json"]
 
 
 def test_what_protocols_look_at(tmp_path: Path) -> None:
-    workspace = _workspace(tmp_path, held_out=("003",))
+    workspace = _with_protocols(_workspace(tmp_path, held_out=("003",)))
     for name, levels in (("points", 6), ("noise", 4), ("yaw", 5)):
-        found = cases(workspace, name, SMALL)  # type: ignore[arg-type]
+        found = cases(workspace, name)  # type: ignore[arg-type]
         assert len(found) == 2 * levels
         assert len({case.level for case in found}) == levels
-    assert [case.keys for case in cases(workspace, "canonical", SMALL)] == [("003/neutral",)] * 2
+    assert [case.keys for case in cases(workspace, "canonical")] == [("003/neutral",)] * 2
     with pytest.raises(ConfigError, match="joint"):
-        cases(workspace, "joint", SMALL)  # two expressions are too few
-    monkey = SMALL.model_copy(update={"protocol_scans": 1})
-    assert {case.keys for case in cases(workspace, "yaw", monkey)} == {("003/neutral",)}
-    assert set(get_args(ProtocolName)) == set(get_args(Protocol)) == set(WHAT)
+        cases(workspace, "joint")  # two expressions are too few
+    assert {case.keys for case in cases(_with_protocols(workspace, scans=1), "yaw")} == {("003/neutral",)}
+    assert set(get_args(Protocol)) == set(WHAT)
 
 
 def test_scans_of_one_person_are_fitted_together() -> None:
