@@ -38,7 +38,7 @@ class FitConfig(BaseModel):
     ray_points: int = Field(
         default=400, ge=0, description="places between the sensor and what it saw, where no head may be; 0 asks none"
     )
-    ray_spread_mm: float = Field(default=1.0, gt=0, description="how far the head may come into such places, mm")
+    ray_spread_mm: float = Field(default=5.0, gt=0, description="how far the head may come into such places, mm")
     scale_share: float = Field(
         default=0.0, ge=0, lt=0.5, description="expected error of the told unit, as a share of it; 0 keeps the unit"
     )

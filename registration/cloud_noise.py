@@ -8,15 +8,16 @@ from scipy.spatial import cKDTree
 from scipy.stats import chi2
 
 NEIGHBOURS = 12
+QUARTILE = 0.25
 _TERMS = 6
 
 
 def cloud_noise_mm(points: NDArray[np.floating]) -> float:
     """Standard deviation of the points' noise across the surface, in their unit.
 
-    A quadratic patch is fitted to each point and its neighbours; the median over all patches of what is left, over its
-    degrees of freedom, does not see the few places where the surface bends more than a patch can. Relief as fine as
-    the points are apart is taken for noise.
+    A quadratic patch is fitted to each point and its neighbours. Noise is everywhere: the lower quartile over all
+    patches of what is left, over its degrees of freedom, does not see the places where the surface bends more than a
+    patch can, nor things of many layers and edges. Relief as fine as the points are apart is taken for noise.
 
     Args:
         points: (n, 3); 0 for fewer than two patches' worth.
@@ -34,4 +35,4 @@ def cloud_noise_mm(points: NDArray[np.floating]) -> float:
     basis = np.linalg.svd(terms, full_matrices=False)[0]
     left = height - np.einsum("nkt,nt->nk", basis, np.einsum("nkt,nk->nt", basis, height))
     freedom = NEIGHBOURS - _TERMS
-    return float(np.sqrt(np.median((left**2).sum(1)) / chi2.median(freedom)))
+    return float(np.sqrt(np.quantile((left**2).sum(1), QUARTILE) / chi2.ppf(QUARTILE, freedom)))

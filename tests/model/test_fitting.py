@@ -225,7 +225,7 @@ def test_rays_that_pass_a_head_say_where_it_ends() -> None:
     box = np.array([[-150.0, -150.0, -150.0], [150.0, 150.0, 150.0]])
     width = {}
     for name, count in (("with", 1500), ("without", 0)):
-        config = CONFIG.model_copy(update={"ray_points": count, "noise_mm": 1.5})
+        config = CONFIG.model_copy(update={"ray_points": count, "noise_mm": 1.5, "ray_spread_mm": 1.0})
         width[name] = fit(Observation("front", points, None, rays, box), config=config).identity[0]
     assert abs(width["with"] + 2.0) < 0.5
     assert abs(width["with"] + 2.0) < 0.5 * abs(width["without"] + 2.0)
