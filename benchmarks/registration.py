@@ -1,7 +1,7 @@
 """How near registrations come to the truth, with the template's linear modes and without, and what they cost.
 
     python benchmarks/registration.py [--quick] [--json FILE] [--work DIR] [--profiles studio,handheld]
-                                      [--subjects N] [--rows table,cut]
+                                      [--first N] [--subjects N] [--rows table,cut]
 
 Captures are made by the ICT capture tool beside the checkout and go through cleaning: 6 subjects in `studio`, 3 in
 `handheld`, 10 expressions each, a third with beard or glasses. They are registered with the ICT template, with the same
@@ -109,10 +109,10 @@ def digest_of(*told: object, parts: tuple[str, ...] = PARTS) -> str:
     return hashlib.sha256(repr((told, code, config, REGISTER_VERSION, CLEAN_VERSION)).encode()).hexdigest()[:20]
 
 
-def captures(work: Path, profile: str, subjects: int, expressions: tuple[str, ...]) -> Path:
+def captures(work: Path, profile: str, first: int, subjects: int, expressions: tuple[str, ...]) -> Path:
     """Make the session of a profile, unless it is there; the first third of the subjects wears beard or glasses."""
     out = work / "captures" / f"registration_{profile}"
-    for s in range(1, subjects + 1):
+    for s in range(first, subjects + 1):
         worn = "1" if s <= max(1, SUBJECTS[profile] // 3) else "0"
         missing = [e for e in expressions if not (out / "truth" / f"{s:03d}" / f"{e}.npz").exists()]
         if missing:
@@ -299,6 +299,7 @@ def main() -> None:
     ask.add_argument("--profiles", default="studio,handheld")
     ask.add_argument("--rows", default=",".join(ROWS), help="which of them, by commas")
     ask.add_argument("--subjects", type=int, help="of each profile, at most; all by default")
+    ask.add_argument("--first", type=int, default=1, help="the subject to begin with, by number")
     ask.add_argument("--expressions", help="instead of all ten, by commas; the canonical one first")
     ask.add_argument("--poses", type=int, default=0, help="turned heads; 200 by default, 12 with --quick")
     ask.add_argument("--threads", type=int, default=2)
@@ -320,10 +321,10 @@ def main() -> None:
     print(f"{'':20} {'skin':>6} {'95 %':>6} {'canon.':>6} {'all':>6} {'marks':>6} {'lips':>6} {'rejected':>8}")
     for profile in ("studio",) if told.quick else tuple(told.profiles.split(",")):
         subjects = 1 if told.quick else min(told.subjects or SUBJECTS[profile], SUBJECTS[profile])
-        root = captures(told.work, profile, subjects, expressions)
+        root = captures(told.work, profile, told.first, subjects, expressions)
         for run in (run for name, run in runs.items() if name in wanted):
             rows: list[dict] = []
-            for s in range(1, subjects + 1):
+            for s in range(told.first, subjects + 1):
                 rows += rows_of_subject(root, f"{s:03d}", expressions, run, told)
             for row in rows:
                 if row["rejected"]:
