@@ -26,6 +26,9 @@ class RegisterThresholds(BaseModel):
 
     max_face_median_mm: float = Field(default=0.8, gt=0, description="median distance of the face to the scan, mm")
     max_face_p95_mm: float = Field(default=2.0, gt=0, description="95 % of the same, mm")
+    max_lips_p95_mm: float = Field(
+        default=1.5, gt=0, description="95 % of the distances of the lips: beyond it they met another part of the mouth"
+    )
     min_face_observed: float = Field(default=0.35, ge=0, le=1, description="share of the face that the scan shows")
     max_fit_cost: float = Field(default=0.45, gt=0, le=1, description="loss of the linear fit; 1 is no match at all")
     max_flipped_share: float = Field(default=0.02, ge=0, le=1, description="face triangles turned over")
@@ -63,6 +66,9 @@ def judge_register(figures: Mapping[str, Any], thresholds: RegisterThresholds) -
         reasons.append(f"the face lies {median:.2f} mm off in the median, at most {thresholds.max_face_median_mm:g} mm")
     if p95 is not None and p95 > thresholds.max_face_p95_mm:
         reasons.append(f"5 % of the face lie over {p95:.2f} mm off, at most {thresholds.max_face_p95_mm:g} mm")
+    lips = figures.get("lips_residual_p95_mm")  # none where no lip was seen, or the template has none
+    if lips is not None and lips > thresholds.max_lips_p95_mm:
+        reasons.append(f"5 % of the lips lie over {lips:.2f} mm off, at most {thresholds.max_lips_p95_mm:g} mm")
     for name, limit, what in (
         ("fit_cost", thresholds.max_fit_cost, "the linear fit misses the scan"),
         ("flipped_share", thresholds.max_flipped_share, "triangles of the face are turned over"),

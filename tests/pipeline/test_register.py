@@ -39,6 +39,7 @@ def test_a_good_registration_passes():
         ("fit_cost", 0.8, "misses"),
         ("flipped_share", 0.1, "turned over"),
         ("stretched_share", 0.2, "stretched"),
+        ("lips_residual_p95_mm", 2.0, "lips lie"),
         ("lips_crossing_share", 0.4, "lips pass"),
         ("lids_crossing_share", 0.2, "lids pass"),
         ("second_start_mm", 6.0, "two starts"),
