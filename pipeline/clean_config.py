@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-STEP_VERSION = 7
+STEP_VERSION = 8
 
 
 class CleanConfig(BaseModel):
