@@ -25,6 +25,7 @@ from benchmarks.timing import shown
 from model.baseline_config import ImFaceTraining, NpmTraining
 from model.baselines import Baseline, baseline
 from model.config import ImFaceConfig, StageConfig
+from model.fit_config import FitConfig, PcaConfig
 from model.head_fitter import NphmFitter
 from model.metrics import ratio_interval
 from model.observation import HeadFitter
@@ -59,7 +60,10 @@ def comparison_rows(work: Path, quick: bool) -> dict[str, float]:
     config = preset_config("demo" if quick else "small").evaluate
     config = config.model_copy(update={"linear": LINEAR})
     if quick:
-        config = config.model_copy(update={"most_scans": 1, "resolution": 64, "samples": 10_000})
+        few = FitConfig(points=500, starts=2, start_points=100, iterations=4)
+        linear = PcaConfig(identity_modes=8, expression_modes=8, iterations=8)
+        sizes = {"most_scans": 1, "resolution": 64, "samples": 10_000, "render_scale": 0.25}
+        config = config.model_copy(update=sizes | {"fit": few, "pca": linear})
     return shown(compare(work, people(work, quick)[0], QUICK_MINUTES if quick else MINUTES, THREADS, config))
 
 
