@@ -14,7 +14,14 @@ from PIL import Image
 from scipy.spatial.transform import Rotation
 
 from model import HeadModel
-from model.config import DeformationConfig, FieldConfig, IdentityConfig, StageConfig, TrainingConfig
+from model.config import (
+    DeformationConfig,
+    FieldConfig,
+    IdentityConfig,
+    IdentityLossWeights,
+    StageConfig,
+    TrainingConfig,
+)
 from model.fit_config import FitConfig
 from model.training import TrainingData, train
 from pipeline.fit import ScanFitConfig, fit_scans
@@ -96,11 +103,14 @@ def head() -> HeadModel:
 
     config = TrainingConfig(
         field=FieldConfig(
-            identity=IdentityConfig(global_dim=8, local_dim=6, hidden=(32, 32), anchor_hidden=(16,)),
+            identity=IdentityConfig(
+                global_dim=8, local_dim=6, hidden=(32, 32), anchor_hidden=(16,), reach_neighbours=5, coordinate_gain=5.0
+            ),
             deformation=DeformationConfig(expression_dim=4, compressed_dim=4, hidden=(48, 48), skip_layer=None),
         ),
         stage1=stage(110),
         stage2=stage(60),
+        identity_losses=IdentityLossWeights(normals=0.3, grad=0.1),  # so few steps end smooth by them alone
         threads=1,
         checkpoint_every=10**6,
     )
