@@ -7,6 +7,9 @@ sparse gradients, hence gradients are averaged here, after the backward pass.
 
 from __future__ import annotations
 
+import os
+import sys
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -118,8 +121,23 @@ def join(rank: int, world: int, local_rank: int, patience: timedelta = PATIENCE)
     on_gpu = torch.cuda.is_available()
     if on_gpu:
         torch.cuda.set_device(local_rank)
-    dist.init_process_group("nccl" if on_gpu else "gloo", timeout=patience, rank=rank, world_size=world)
+    # Gloo's own limit does not end a connection that both sides wait for
+    overdue = threading.Timer(patience.total_seconds(), _give_up, (rank, patience))
+    overdue.daemon = True
+    overdue.start()
+    try:
+        dist.init_process_group("nccl" if on_gpu else "gloo", timeout=patience, rank=rank, world_size=world)
+    finally:
+        overdue.cancel()
     return Processes(rank, world), f"cuda:{local_rank}" if on_gpu else "cpu"
+
+
+def _give_up(rank: int, patience: timedelta) -> None:
+    """End this process at once: what it waits in can't be interrupted."""
+    why = f"no connection to the others within {patience}"
+    told = one_line("processes missed each other", f"process {rank}", why, "torchrun starts them again")
+    sys.stderr.write(f"{told}\n")
+    os._exit(1)
 
 
 def leave() -> None:
