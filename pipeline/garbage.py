@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from pipeline.checkpoints import FOLDER as CHECKPOINTS
 from pipeline.inputs import model_name
 from pipeline.sample_format import SAMPLES_ROOT
 from pipeline.snapshot import Snapshot, take_snapshot
@@ -13,7 +14,6 @@ from storage.manifest import withdraw
 from storage.store import Stat
 
 _REPORT = "/report.json"
-_CHECKPOINTS = "checkpoints"
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def _find(book: Snapshot, stats: Mapping[str, Stat]) -> Iterator[Garbage]:
                 yield Garbage(path, stat.bytes, "no manifest names it")
         elif folder == SAMPLES_ROOT and rest.count("/") >= 2:
             yield Garbage(path, stat.bytes, "no manifest names it")
-        elif folder == _CHECKPOINTS:
+        elif folder == CHECKPOINTS:
             name, part = rest.split("/")[:2]
             if _is_under_way(book, name, part):
                 continue
@@ -90,9 +90,9 @@ def _find(book: Snapshot, stats: Mapping[str, Stat]) -> Iterator[Garbage]:
 
 def _is_under_way(book: Snapshot, model: str, part: str) -> bool:
     """Whether what is kept belongs to a step after the training that the settings ask for and that has not ended."""
-    step = "baselines" if part in book.config.baselines.methods else part
-    wanted = part in book.config.baselines.methods or (part == "protocols" and bool(book.config.protocols.names))
-    return wanted and book.manifest(step, model) is None
+    if part in book.config.baselines.methods:
+        return book.manifest("baselines", model) is None
+    return part == "protocols" and bool(book.config.protocols.names) and book.manifest(part, model) is None
 
 
 def _is_orphan(book: Snapshot, place: tuple[str, str], known: set[str]) -> bool:

@@ -54,7 +54,9 @@ def look_ahead(workspace: Workspace, until: str | None = None, every_byte: bool 
         for look in look_again(workspace)
         for found in look.pending
     ]
-    actions = [_as_measured(action, costs, training_minutes) for action in (*pending, *plan(snapshot, until))]
+    actions = [
+        _as_measured(workspace, action, costs, training_minutes) for action in (*pending, *plan(snapshot, until))
+    ]
     return Outlook(tuple(actions), tuple(stand(snapshot, actions)))
 
 
@@ -90,11 +92,13 @@ def _seconds_per_point(workspace: Workspace, config: TrainConfig) -> dict[str, f
     return found
 
 
-def _as_measured(action: Action, costs: dict[str, tuple[float, float]], training_minutes: float) -> Action:
+def _as_measured(
+    workspace: Workspace, action: Action, costs: dict[str, tuple[float, float]], training_minutes: float
+) -> Action:
     if action.kind != "compute":
         return action
     minutes, megabytes = costs.get(action.step, (action.minutes, action.megabytes))
-    # how long these take depends on the settings, which may have changed since
-    of_settings = {"train": training_minutes, "baselines": action.minutes, "protocols": action.minutes}
-    minutes = of_settings.get(action.step, minutes)
+    if workspace.steps[action.step].expect is not None:
+        # depends on the settings, which may have changed since
+        minutes = training_minutes if action.step == "train" else action.minutes
     return replace(action, minutes=minutes, megabytes=megabytes)

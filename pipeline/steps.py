@@ -84,6 +84,14 @@ BASELINES = StepSpec(
     megabytes=60,
 )
 
+_MEASURED = (
+    Need("clean", "train"),
+    Need("register", "train"),
+    Need("clean", "held_out"),
+    Need("register", "held_out"),
+)
+"""What measurements read: held-out scans, and those that linear heads learn from."""
+
 EVALUATE = StepSpec(
     "evaluate",
     "evaluations",
@@ -95,10 +103,7 @@ EVALUATE = StepSpec(
     needs=(
         Need("train", "model"),
         Need("baselines", "model", optional=True),
-        Need("clean", "train"),
-        Need("register", "train"),
-        Need("clean", "held_out"),
-        Need("register", "held_out"),
+        *_MEASURED,
     ),
     minutes=3,
     megabytes=10,
@@ -115,10 +120,7 @@ PROTOCOLS = StepSpec(
     needs=(
         Need("train", "model"),
         Need("evaluate", "model", rejected_too=True),
-        Need("clean", "train"),
-        Need("register", "train"),
-        Need("clean", "held_out"),
-        Need("register", "held_out"),
+        *_MEASURED,
     ),
     wanted=protocols_config.are_wanted,
     expect=protocols_config.expected_minutes,

@@ -13,6 +13,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 
+from pipeline.checkpoints import FOLDER as CHECKPOINTS
 from pipeline.inputs import expected_inputs, model_name
 from pipeline.keys import subject_of
 from pipeline.known_sessions import FOLDER as SESSIONS
@@ -32,7 +33,7 @@ from storage.lock import hold
 from storage.manifest import Manifest, read_manifest, withdraw
 from storage.store import Store
 
-_CHECKPOINTS, _JUDGEMENTS = "checkpoints", "judgements"
+_JUDGEMENTS = "judgements"
 
 
 @dataclass(frozen=True)
@@ -208,10 +209,10 @@ class Removals:
         """Every training under way, with codes and their moments, but one that goes on as if nothing had been."""
         kept = ""
         if training is not None and not any(map(self.traces.in_text, expected_inputs(self.workspace, training, ""))):
-            own = f"{_CHECKPOINTS}/{model_name(self.workspace)}"
+            own = f"{CHECKPOINTS}/{model_name(self.workspace)}"
             lone = len({path.split("/")[2] for path in self.store.list(own)}) == 1
             kept = own if lone else ""
-        for folder in sorted({"/".join(path.split("/")[:2]) for path in self.store.list(_CHECKPOINTS)}):
+        for folder in sorted({"/".join(path.split("/")[:2]) for path in self.store.list(CHECKPOINTS)}):
             if folder != kept:
                 yield Removal("checkpoints of a training", folder, partial(self._empty, folder))
 
@@ -244,7 +245,7 @@ class Removals:
     def _texts(self) -> Iterator[Removal]:
         """Splits, sessions, logs, caches and the configuration, each without what names the subject."""
         others = {spec.folder for spec in self.workspace.steps.values()}
-        untouched = {*others, PRIVATE, LOCKS, _CHECKPOINTS, _JUDGEMENTS, SPLITS_PATH}
+        untouched = {*others, PRIVATE, LOCKS, CHECKPOINTS, _JUDGEMENTS, SPLITS_PATH}
         if self.subject in self.workspace.kept_splits():
             yield Removal("split of the subject", SPLITS_PATH, self._forget_split)
         for path in self.store.list():
@@ -297,7 +298,7 @@ def _names(store: Store, traces: Traces, path: str) -> bool:
 
 def _still_named(workspace: Workspace, traces: Traces) -> Iterator[str]:
     """Paths and texts that name the subject; a model may bear the same name and is another thing."""
-    models = {spec.folder for spec in workspace.steps.values() if spec.scope == "model"} | {_CHECKPOINTS}
+    models = {spec.folder for spec in workspace.steps.values() if spec.scope == "model"} | {CHECKPOINTS}
     for path in workspace.store.list():
         top, _, rest = path.partition("/")
         bears = traces.in_path(rest.partition("/")[2] if top in models else path)
