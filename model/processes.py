@@ -7,9 +7,7 @@ sparse gradients, hence gradients are averaged here, after the backward pass.
 
 from __future__ import annotations
 
-import os
-import sys
-import threading
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -19,7 +17,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from storage.errors import ConfigError, one_line
+from storage.errors import ConfigError, NphmError, one_line
 
 
 @dataclass(frozen=True)
@@ -104,6 +102,8 @@ ALONE = Processes()
 
 PATIENCE = timedelta(minutes=30)
 """So long processes wait for one another; the first may be busy with a look at people set aside."""
+_PAUSE = timedelta(seconds=0.1)
+"""Between two looks at who has come."""
 
 
 def join(rank: int, world: int, local_rank: int, patience: timedelta = PATIENCE) -> tuple[Processes, str]:
@@ -112,32 +112,48 @@ def join(rank: int, world: int, local_rank: int, patience: timedelta = PATIENCE)
     Args:
         rank, world: this process's number and how many there are.
         local_rank: its number on this host, which is its GPU's where there are GPUs.
-        patience: how long to wait for the others, now and at every step, before this process ends with an error and
-            ``torchrun`` starts all of them again.
+        patience: how long to wait for the others, now and at every step.
 
     Returns:
         The processes, and the device that this one is to use.
+
+    Raises:
+        NphmError: the others did not come in time.
     """
     on_gpu = torch.cuda.is_available()
     if on_gpu:
         torch.cuda.set_device(local_rank)
-    # Gloo's own limit does not end a connection that both sides wait for
-    overdue = threading.Timer(patience.total_seconds(), _give_up, (rank, patience))
-    overdue.daemon = True
-    overdue.start()
-    try:
-        dist.init_process_group("nccl" if on_gpu else "gloo", timeout=patience, rank=rank, world_size=world)
-    finally:
-        overdue.cancel()
+    store, _, _ = next(dist.rendezvous("env://", rank, world, timeout=patience))
+    own = own_store(store, rank, world, patience)
+    dist.init_process_group("nccl" if on_gpu else "gloo", timeout=patience, store=own, rank=rank, world_size=world)
     return Processes(rank, world), f"cuda:{local_rank}" if on_gpu else "cpu"
 
 
-def _give_up(rank: int, patience: timedelta) -> None:
-    """End this process at once: what it waits in can't be interrupted."""
-    why = f"no connection to the others within {patience}"
-    told = one_line("processes missed each other", f"process {rank}", why, "torchrun starts them again")
-    sys.stderr.write(f"{told}\n")
-    os._exit(1)
+def own_store(store: dist.Store, rank: int, world: int, patience: timedelta) -> dist.Store:
+    """The part of a store in which nothing stands but what the processes of this start write.
+
+    ``torchrun`` keeps its store when it starts all processes again. One that comes early would find the addresses of
+    those that have died, and be refused the connection or wait for it in vain. Hence each counts its starts and
+    tells which counts it sees, until all see the same. Nobody told this process's new count before it came, so old
+    tellings never pass for new ones.
+
+    Args:
+        store: what all processes share, with whatever earlier ones left there. None of those may still run.
+        rank, world, patience: as in ``join``.
+
+    Raises:
+        NphmError: the others did not come in time.
+    """
+    store.add(f"starts/{rank}", 1)
+    told = [f"seen/{other}" for other in range(world)]
+    for _ in range(patience // _PAUSE):
+        seen = ",".join(str(store.add(f"starts/{other}", 0)) for other in range(world))
+        store.set(told[rank], seen)
+        if store.check(told) and set(store.multi_get(told)) == {seen.encode()}:
+            return dist.PrefixStore(f"starts/{seen}", store)
+        time.sleep(_PAUSE.total_seconds())
+    why = f"not all {world} came within {patience}"
+    raise NphmError(one_line("processes missed each other", f"process {rank}", why, "look at the others' own errors"))
 
 
 def leave() -> None:
