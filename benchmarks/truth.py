@@ -5,6 +5,7 @@ What is face, what is observed, and what is compared with what follows the captu
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,16 +79,34 @@ class Surface:
 
 def rigid_motion(mesh: Mesh, truth: Truth, seed: int = 0) -> NDArray[np.float64]:
     """T_true_from_told (4, 4): brings the mesh onto the seen surface, point to plane, robustly weighted."""
-    seen = truth.surface.select_faces(truth.surface_views >= 1)
-    surface = Surface(seen)
+    head_from_true = np.linalg.inv(truth.head_to_world)
+
+    def above(moved: NDArray) -> NDArray[np.bool_]:
+        return np.asarray(transform_points(head_from_true, moved)[:, 1] > LOWEST_Y_MM)
+
+    return motion_onto(mesh, Surface(truth.surface.select_faces(truth.surface_views >= 1)), seed, above)
+
+
+def motion_onto(
+    mesh: Mesh,
+    surface: Surface,
+    seed: int = 0,
+    counts: Callable[[NDArray], NDArray[np.bool_]] = lambda moved: np.ones(len(moved), bool),
+) -> NDArray[np.float64]:
+    """(4, 4) rigid motion of a mesh onto a surface, point to plane, robustly weighted.
+
+    Args:
+        mesh, surface: mm, no further than some centimetres apart.
+        seed: of the points that are drawn on the mesh.
+        counts: which of the moved points (n, 3) are to be brought onto it.
+    """
     points, _, _ = sample_surface(mesh, 20000, np.random.default_rng(seed))
     T = np.eye(4)
     scale = 5.0
     for _ in range(30):
         moved = transform_points(T, points)
-        head_y = transform_points(np.linalg.inv(truth.head_to_world), moved)[:, 1]
         distance, near, face = surface.closest(moved)
-        use = (distance < 20.0) & (head_y > LOWEST_Y_MM)
+        use = (distance < 20.0) & counts(moved)
         normal = surface.normals[face[use]]
         centre = moved[use].mean(0)
         J = np.concatenate([np.cross(moved[use] - centre, normal), normal], 1)

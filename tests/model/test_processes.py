@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def test_two_processes_take_the_steps_of_one_and_go_on_after_a_death(tmp_path: Path) -> None:
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    call = [*torchrun, "--max-restarts", "1", "-m", "tests.model.train_in_processes", str(tmp_path)]
+    call = [*torchrun, "--max-restarts", "3", "-m", "tests.model.train_in_processes", str(tmp_path)]
     done = subprocess.run(call, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     assert (tmp_path / "killed").exists()

@@ -1,6 +1,6 @@
 """What each of the processes in test_processes.py does: train, die once on the way, and go on from the checkpoint.
 
-torchrun --nproc-per-node 2 --max-restarts 1 -m tests.model.train_in_processes FOLDER
+torchrun --nproc-per-node 2 --max-restarts 3 -m tests.model.train_in_processes FOLDER
 """
 
 from __future__ import annotations
