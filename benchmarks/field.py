@@ -58,6 +58,8 @@ from storage.digest import digest_json
 
 POINTS = 200_000
 PLAIN_CHUNK = 512
+WITHOUT_BLENDS = {"blends_per_step": 0}
+"""What the paper has not, none of both sides has where they are held against each other."""
 NEAR_MM = 10.0
 BIG = 1_000_000
 TIME_SHARES = (1 / 6, 1 / 3, 1.0)
@@ -294,7 +296,7 @@ def trained_weights(args: argparse.Namespace, config: TrainConfig, data: Set) ->
     With the rates and batches of the `small` preset, since the paper's own are made for days.
     """
     minutes = args.train_minutes if args.train_minutes is not None else (0.05 if args.quick else 10.0)
-    told = preset_config("small").train
+    told = preset_config("small").train.model_copy(update=WITHOUT_BLENDS)
     training = told.training.model_copy(update={"field": config.training.field, "threads": args.threads})
     path: Path = args.work / "rows" / f"paper-weights-{data.digest}-{minutes:g}.safetensors"
     if not path.exists():
@@ -317,7 +319,7 @@ def speed_rows(args: argparse.Namespace, rows: Sequence[str]) -> dict[str, float
     if args.quick:
         few = {"subjects_per_step": 2, "surface_points": 100, "near_points": 100, "space_points": 25}
         paper = paper.model_copy(update=few | {"scans_per_step": 4, "pair_points": 200})
-    small = preset_config("small").train
+    small = preset_config("small").train.model_copy(update=WITHOUT_BLENDS)
     config = paper.training.model_copy(update={"threads": args.threads})
     weights = trained_weights(args, paper, data)
     repeats = 2 if args.quick else 5

@@ -9,7 +9,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from benchmarks.field_data import TrainingSet, kept, make_workspace, registered_pairs
@@ -25,7 +24,7 @@ from pipeline.config import preset_config
 from pipeline.opening import open_workspace
 from pipeline.train_config import TrainConfig
 from registration.anchors import with_anchors
-from registration.mesh import mesh_from_ply
+from registration.template import Template
 from storage.digest import digest_json
 
 SUBJECTS, EXPRESSIONS, MINUTES = 12, 4, 12.0
@@ -63,14 +62,13 @@ class Variant:
 
     Attributes:
         config: of the training.
-        anchors_mm, pairs: other anchors (subjects, K, 3), and the mirrored pairs among them.
+        template: with other anchors or pairs.
         released_blending: with ``ReleasedBlending``.
         motion: None trains shapes alone; "staged" the motions after them, in half of the time; "joint" both together.
     """
 
     config: TrainConfig
-    anchors_mm: NDArray | None = None
-    pairs: int | None = None
+    template: Template | None = None
     released_blending: bool = False
     motion: Literal["staged", "joint"] | None = None
 
@@ -115,7 +113,7 @@ def ablation_rows(
 
 
 def _ablate(data: TrainingSet, variant: Variant, minutes: float, threads: int) -> dict[str, float]:
-    data = data.with_batches(variant.config, variant.anchors_mm, variant.pairs)
+    data = data.with_batches(variant.config, variant.template)
     training = variant.config.training.model_copy(update={"threads": threads})
     model = new_model(training, data.data, 0)
     if variant.released_blending:
@@ -165,14 +163,9 @@ def _merged(below: dict[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     return below | dict(above) | nested
 
 
-def _anchors(data: TrainingSet, count: int) -> tuple[NDArray, int]:
-    """Other anchors of all subjects (subjects, K, 3), and the mirrored pairs among them."""
-    template = with_anchors(data.workspace.template(), count)
-    heads = []
-    for subject in data.scans.subjects:
-        manifest = data.workspace.accepted("register", str(data.workspace.canonical_key(subject)))
-        heads.append(mesh_from_ply(data.workspace.read(manifest, "mesh.ply")).vertices[template.anchors])
-    return np.stack(heads), template.anchor_pairs
+def _unpaired(template: Template, anchors: int | None = None) -> Template:
+    """A template whose anchors are no mirrored pairs, and perhaps the first ones alone."""
+    return replace(template, anchors=template.anchors[:anchors], anchor_pairs=0)
 
 
 _BACKWARD = {"joint": True, "field": {"deformation": {"direction": "backward", "hyper_dim": 2}}}
@@ -182,12 +175,14 @@ ABLATIONS: dict[str, Callable[[TrainingSet], Variant]] = {
     # one anchor has no neighbour, hence no reach: only the background network is left
     "one_global_network": lambda data: Variant(
         _small(field={"identity": {"hidden": [256, 256, 256, 256], "coordinate_gain": 8.0}}),
-        np.zeros((len(data.scans.subjects), 1, 3)),
-        0,
+        _unpaired(data.workspace.template(), 1),
     ),
-    "no_symmetry": lambda data: Variant(_small(identity_losses={"symm_dist": 0.0}), pairs=0),
-    "anchors_16": lambda data: Variant(_small(), *_anchors(data, 16)),
-    "anchors_65": lambda data: Variant(_small(), *_anchors(data, 65)),
+    "no_symmetry": lambda data: Variant(
+        _small(identity_losses={"symm_dist": 0.0}), _unpaired(data.workspace.template())
+    ),
+    "anchors_16": lambda data: Variant(_small(), with_anchors(data.workspace.template(), 16)),
+    "anchors_65": lambda data: Variant(_small(), with_anchors(data.workspace.template(), 65)),
+    "no_blends": lambda data: Variant(_small({"blends_per_step": 0})),
     "no_direct_distances": lambda data: Variant(
         _small(
             identity_losses={"near_sdf": 0.0, "space_sdf_direct": 0.0, "space_sdf": 0.01, "normals": 0.3, "grad": 0.1},

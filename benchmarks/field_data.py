@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import tomli_w
 import torch
-from numpy.typing import NDArray
 
 from model.bound_fields import BoundFields
 from model.head_fields import HeadFields
@@ -25,11 +24,13 @@ from model.trained_model import TrainedModel
 from model.training_data import TrainingData
 from model.units import MM_PER_UNIT, to_units
 from pipeline.batches import DeformationBatches, IdentityBatches
+from pipeline.blends import RegisteredPeople, with_blends
 from pipeline.opening import open_workspace
 from pipeline.train import TrainingScans, deformation_batches, identity_batches, training_scans
 from pipeline.train_config import TrainConfig
 from pipeline.workspace import Workspace
 from registration.mesh import mesh_from_ply
+from registration.template import Template
 from storage.digest import digest_json
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
@@ -103,17 +104,18 @@ class TrainingSet:
         inputs = {key: value for key, value in workspace.inputs("train", "").items() if key.startswith("sample")}
         return cls(workspace, training_scans(workspace), digest_json(inputs)[:12])
 
-    def with_batches(
-        self, config: TrainConfig, anchors_mm: NDArray | None = None, pairs: int | None = None
-    ) -> TrainingSet:
-        """The same with batches as a config asks for them, and perhaps other anchors (subjects, K, 3)."""
+    def with_batches(self, config: TrainConfig, template: Template | None = None) -> TrainingSet:
+        """The same with batches as a config asks for them, and perhaps a template with other anchors."""
         identity = identity_batches(config, self.scans, seed=1)
-        if anchors_mm is not None:
-            identity.anchors_mm = anchors_mm.astype(np.float32)
         deformation = deformation_batches(config, self.scans, seed=2)
-        pairs = self.workspace.template().anchor_pairs if pairs is None else pairs
+        people = RegisteredPeople.read(self.workspace, self.scans, self.workspace.config.sample.deformation, template)
+        if template is not None:
+            identity.anchors_mm = people.canonical[:, template.anchors]
         mean = identity.anchors_mm.mean(0, dtype=np.float64)
-        data = TrainingData(identity, deformation, len(self.scans.subjects), len(self.scans.scans), mean, pairs)
+        counts = len(self.scans.subjects), len(self.scans.scans)
+        data = TrainingData(identity, deformation, *counts, mean, people.template.anchor_pairs)
+        if config.blends_per_step:
+            data = with_blends(data, people, config, seed=3)
         return replace(self, identity=identity, deformation=deformation, data=data)
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from benchmarks.field_data import TrainingSet
@@ -20,6 +21,7 @@ from model.optimisation import StageOptimiser
 from model.processes import ALONE
 from model.threads import fixed_threads
 from model.trained_model import TrainedModel
+from model.training_data import BatchSource
 
 Kind = Literal["stage1", "stage2", "joint"]
 
@@ -121,8 +123,13 @@ class _Steps:
         return time.process_time() - start
 
     def _losses(self) -> tuple[Losses, Tensor]:
+        data, objective = self._data.data, self._objective
         if self._kind == "joint":
-            return self._objective.joint(next(self._data.identity), next(self._data.deformation))
+            return objective.joint(*_next(data.identity, data.deformation, data.shape_blends, data.motion_blends))
         if self._kind == "stage2":
-            return self._objective.deformation(next(self._data.deformation))
-        return self._objective.identity(next(self._data.identity))
+            return objective.deformation(*_next(data.deformation, data.motion_blends))
+        return objective.identity(*_next(data.identity, data.shape_blends))
+
+
+def _next(*batches: BatchSource | None) -> list[Mapping[str, NDArray]]:
+    return [next(source) for source in batches if source is not None]

@@ -188,7 +188,7 @@ def _steps(
     shares: dict[Kind, float] = {"stage1": SHARE_OF_SHAPE, "stage2": 1 - SHARE_OF_SHAPE}
 
     def make() -> dict[str, int]:
-        batches = data.with_batches(train)
+        batches = data.with_batches(train if method is None else train.model_copy(update={"blends_per_step": 0}))
         with batches.identity, batches.deformation:
             if method is not None:
                 use_landmarks(data.workspace, method.landmarks, data.scans, batches.identity, batches.deformation)

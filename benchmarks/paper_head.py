@@ -20,7 +20,7 @@ from storage.digest import digest_json
 
 SUBJECTS, EXPRESSIONS, STEPS = 18, 4, (240, 80)
 BATCHES = {"subjects_per_step": 4, "surface_points": 200, "near_points": 250, "space_points": 100}
-BATCHES |= {"scans_per_step": 8, "pair_points": 250}
+BATCHES |= {"scans_per_step": 8, "pair_points": 250, "blends_per_step": 0}
 HELD_OUT = ("003", "006", "009", "012", "015", "018")
 QUICK_SUBJECTS, QUICK_EXPRESSIONS, QUICK_STEPS = 3, 2, (20, 20)
 QUICK_HELD_OUT = ("003",)

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from model.blend_losses import BlendedMotionsBatch, BlendedShapesBatch
 from model.deformation_losses import DeformationSamplesBatch, PosedSamplesBatch
 from model.losses import IdentitySamplesBatch
 from model.units import to_units
@@ -65,6 +66,29 @@ class BatchTensors:
         pairs = self.lengths(batch["canonical"]), self.lengths(batch["posed"]), self.tensor(batch["weight"])
         keypoints = self.lengths(batch["keypoints"]) if "keypoints" in batch else None
         return DeformationSamplesBatch(*pairs, samples, keypoints)
+
+    def blended_shapes(self, batch: Mapping[str, NDArray]) -> BlendedShapesBatch:
+        """Blends of people."""
+        return BlendedShapesBatch(
+            subject=self.tensor(batch["subject"]),
+            share=self.tensor(batch["share"]),
+            surface=self.lengths(batch["surface"]),
+            normal=self.tensor(batch["normal"]),
+            weight=self.tensor(batch["weight"]),
+            anchors=self.lengths(batch["anchors"]),
+        )
+
+    def blended_motions(self, batch: Mapping[str, NDArray]) -> BlendedMotionsBatch:
+        """Blends of expressions on blends of people."""
+        return BlendedMotionsBatch(
+            subject=self.tensor(batch["subject"]),
+            share=self.tensor(batch["share"]),
+            scan=self.tensor(batch["scan"]),
+            expression_share=self.tensor(batch["expression_share"]),
+            canonical=self.lengths(batch["canonical"]),
+            posed=self.lengths(batch["posed"]),
+            weight=self.tensor(batch["weight"]),
+        )
 
     def tensor(self, array: NDArray) -> Tensor:
         """An array as it is. From page-locked memory it is on its way when this returns, see ``page_locked``."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from model.blend_shares import part_correlation
 from model.codes import IdentityLayout
 
 
@@ -36,17 +37,20 @@ def mirrored_entries(layout: IdentityLayout) -> NDArray[np.int64]:
     return np.concatenate([np.arange(layout.global_dim), local.ravel()])
 
 
-def identity_prior(codes: NDArray[np.floating], layout: IdentityLayout, shrinkage: float = 4.0) -> CodePrior:
+def identity_prior(
+    codes: NDArray[np.floating], layout: IdentityLayout, anchors_mm: NDArray[np.floating], shrinkage: float = 4.0
+) -> CodePrior:
     """The prior of identity codes.
 
-    A person's mirror image is as likely as the person. So the codes count twice, and the covariance is diagonal in the
-    sums and differences of mirrored parts: how far the two sides of a face may differ is learnt from how far they do.
+    A person's mirror image is as likely as the person, so the codes count twice. Few people tell how entries vary
+    together only roughly, and least of all those of parts that lie far from each other: their covariances count by the
+    correlation of the shares that people are blended with, and all of them less the fewer people there are.
 
     Args:
         codes: (S, D) the trained ones.
         layout: of their parts.
-        shrinkage: how many codes the spread over a whole group counts for against an entry's own spread, which few
-            subjects tell only roughly.
+        anchors_mm: (K, 3) where the parts lie, head frame.
+        shrinkage: how many codes the spread over a whole group of entries counts for against their own covariance.
     """
     swap = mirrored_entries(layout)
     both = np.concatenate([codes, codes[:, swap]]).astype(np.float64)
@@ -57,16 +61,19 @@ def identity_prior(codes: NDArray[np.floating], layout: IdentityLayout, shrinkag
     place = np.arange(layout.size)
     # the global part, local parts and sums, and differences: entries of a group have comparable spreads
     kind = np.where(place < layout.global_dim, 0, np.where(swap < place, 2, 1))
-    variance = _shrunk(spread, kind, len(codes), shrinkage)
-    return CodePrior(mean, turn.T @ (turn / variance[:, None]))
+    diagonal = turn.T @ (turn * _pooled(spread.mean(0), kind)[:, None])
+    own = part_correlation(anchors_mm)[np.ix_(layout.part, layout.part)] * (away.T @ away / len(both))
+    share = shrinkage / (len(codes) + shrinkage)
+    return CodePrior(mean, np.linalg.inv(share * diagonal + (1 - share) * own))
 
 
 def expression_prior(codes: NDArray[np.floating], shrinkage: float = 4.0) -> CodePrior:
     """The prior of expression codes (T, E): independent entries about their mean."""
     mean = codes.mean(0).astype(np.float64)
-    spread = (codes - mean) ** 2
-    variance = _shrunk(spread, np.zeros(codes.shape[1], np.int64), len(codes), shrinkage)
-    return CodePrior(mean, np.diag(1 / variance))
+    own = ((codes - mean) ** 2).mean(0, dtype=np.float64)
+    share = shrinkage / (len(codes) + shrinkage)
+    pooled = _pooled(own, np.zeros(codes.shape[1], np.int64))
+    return CodePrior(mean, np.diag(1 / (share * pooled + (1 - share) * own)))
 
 
 def farthest_codes(codes: NDArray[np.floating], prior: CodePrior, count: int) -> NDArray[np.float64]:
@@ -93,13 +100,7 @@ def _sums_and_differences(swap: NDArray[np.int64]) -> NDArray[np.float64]:
     return turn
 
 
-def _shrunk(
-    squares: NDArray[np.float64], group: NDArray[np.int64], count: int, shrinkage: float
-) -> NDArray[np.float64]:
-    """Variance of each column, drawn towards its group's."""
-    own = squares.mean(0)
-    pooled = np.empty_like(own)
-    for g in np.unique(group):
-        pooled[group == g] = own[group == g].mean()
-    smallest = 1e-4 * own.mean() + 1e-12
-    return np.maximum((count * own + shrinkage * pooled) / (count + shrinkage), smallest)
+def _pooled(variance: NDArray[np.float64], group: NDArray[np.int64]) -> NDArray[np.float64]:
+    """The mean variance of each entry's group, and a little of that of all."""
+    pooled = np.bincount(group, variance) / np.maximum(np.bincount(group), 1)
+    return np.maximum(pooled[group], 1e-4 * variance.mean() + 1e-12)

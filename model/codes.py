@@ -45,6 +45,12 @@ class IdentityLayout:
         local = z_id[:, self.global_dim :].reshape(len(z_id), self.anchors + 1, self.local_dim)
         return z_id[:, : self.global_dim], local
 
+    @property
+    def part(self) -> NDArray[np.int64]:
+        """(size,) the part that each entry belongs to: 0 the global one, k + 1 anchor k's, K + 1 the background's."""
+        local = np.repeat(np.arange(self.anchors + 1) + 1, self.local_dim)
+        return np.concatenate([np.zeros(self.global_dim, np.int64), local])
+
     def slice_of_local(self, anchor: int) -> slice:
         """Where the local part of an anchor lies in a code; ``anchor`` K is the background."""
         start = self.global_dim + anchor * self.local_dim
@@ -69,6 +75,19 @@ class CodeBook(nn.Module):
     def forward(self, index: Tensor) -> Tensor:
         """(B,) int64 to (B, size); the gradient is sparse, so that only these lines are moved by a step."""
         return torch.nn.functional.embedding(index, self.codes, sparse=True)
+
+    def mixed(self, index: Tensor, share: Tensor, part: Tensor) -> Tensor:
+        """Codes mixed part by part.
+
+        Args:
+            index: (B, n) int64 lines.
+            share: (B, n, parts) of each line in every part.
+            part: (size,) int64 the part of each entry.
+
+        Returns:
+            (B, size); the gradient is sparse.
+        """
+        return (self(index) * share.index_select(2, part)).sum(1)
 
 
 def code_of(told: str | ArrayLike, names: Sequence[str], codes: NDArray[np.float32], kind: str) -> NDArray[np.float32]:

@@ -169,6 +169,9 @@ class IdentityLossWeights(_Frozen):
     anchors: float = Field(default=100.0, ge=0, description="mean squared error of predicted anchors, model units")
     symm_dist: float = Field(default=0.01, ge=0, description="distance between the local codes of a mirrored pair")
     middle_dist: float = Field(default=0.0, ge=0, description="squared length of the local codes on the middle line")
+    blend_sdf: float = Field(default=1.0, ge=0, description="blends of people: absolute distance on their surfaces")
+    blend_normals: float = Field(default=0.03, ge=0, description="blends: length of gradient less normal")
+    blend_anchors: float = Field(default=100.0, ge=0, description="blends: mean squared error of predicted anchors")
     correction: float = Field(
         default=0.0, ge=0, exclude_if=_absent, description="ImFace: what is added to the template's distances, absolute"
     )
@@ -195,6 +198,9 @@ class DeformationLossWeights(_Frozen):
     )
     posed_near_sdf: float = Field(
         default=1.0, ge=0, description="backward: absolute error of the distance near posed scans"
+    )
+    blend_corresp: float = Field(
+        default=100.0, ge=0, description="blends of expressions: squared error of moved points, model units"
     )
     keypoints: float = Field(
         default=0.0, ge=0, exclude_if=_absent, description="ImFace: squared error of posed keypoints"

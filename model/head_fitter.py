@@ -40,7 +40,7 @@ class NphmFitter:
     @cached_property
     def priors(self) -> tuple[CodePrior, CodePrior]:
         """Of identity and expression codes, from the trained ones."""
-        identity = identity_prior(self.head.identity_codes, self.head.identity_field.layout)
+        identity = identity_prior(self.head.identity_codes, self.head.identity_field.layout, self.head.mean_anchors_mm)
         return identity, expression_prior(self.head.expression_codes)
 
     @cached_property

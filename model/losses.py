@@ -62,13 +62,13 @@ def weighted_mean(values: Tensor, weight: Tensor, shared: Shared = alone) -> Ten
 
 def normal_error(gradient: Tensor, normal: Tensor, face: Tensor, outer_clamp: float, outer_weight: float) -> Tensor:
     """Length of gradient less normal; off the face limited and counted less, since hair has no certain normal."""
-    error = _length(gradient - normal)
+    error = length(gradient - normal)
     return torch.where(face, error, error.clamp_max(outer_clamp) * outer_weight)
 
 
 def eikonal_error(gradient: Tensor) -> Tensor:
     """Absolute of the gradient's length less one."""
-    return (_length(gradient) - 1).abs()
+    return (length(gradient) - 1).abs()
 
 
 def off_surface(sdf: Tensor) -> Tensor:
@@ -86,7 +86,7 @@ def symmetry_distance(z_id: Tensor, layout: IdentityLayout) -> Tensor:
     if layout.pairs == 0:
         return z_id.new_zeros(())
     local = layout.split(z_id)[1][:, : 2 * layout.pairs].reshape(len(z_id), layout.pairs, 2, -1)
-    return _length(local[:, :, 0] - local[:, :, 1]).mean()
+    return length(local[:, :, 0] - local[:, :, 1]).mean()
 
 
 def middle_distance(z_id: Tensor, layout: IdentityLayout) -> Tensor:
@@ -173,5 +173,6 @@ def total(losses: Losses, weights: LossWeights) -> Tensor:
     return torch.stack([getattr(weights, name) * value for name, value in losses.items()]).sum()
 
 
-def _length(vectors: Tensor) -> Tensor:
+def length(vectors: Tensor) -> Tensor:
+    """Lengths (...) of vectors (..., 3), with a derivative at zero too."""
     return torch.sqrt(vectors.square().sum(-1) + 1e-12)

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from model.batch_tensors import BatchTensors
+from model.blend_losses import blended_motion_losses, blended_shape_losses
 from model.config import TrainingConfig
 from model.deformation_losses import backward_losses, forward_losses
 from model.losses import Losses, flat, identity_losses, total
@@ -42,18 +43,27 @@ class Objective:
     ) -> None:
         self.config, self.model, self.tensors = config, model, tensors
         self.noise, self.processes = noise, processes
+        self._part = tensors.tensor(model.identity.layout.part)
 
-    def identity(self, batch: Batch) -> tuple[Losses, Tensor]:
-        """Stage 1."""
+    def identity(self, batch: Batch, blends: Batch | None = None) -> tuple[Losses, Tensor]:
+        """Stage 1, with blends of people where there are some."""
         own, model = self.processes.part(batch), self.model
         z_id = model.identity_codes(self.tensors.tensor(own["subject"]))
         prepared = model.identity.prepare(z_id)
         samples = self.tensors.identity(own)
         losses = identity_losses(model.identity, prepared, z_id, samples, self.config, self.processes.mean)
+        if blends is not None:
+            losses |= self._blended_shapes(blends)
         return losses, total(losses, self.config.identity_losses)
 
-    def deformation(self, batch: Batch) -> tuple[Losses, Tensor]:
-        """Stage 2."""
+    def _blended_shapes(self, batch: Batch) -> Losses:
+        model = self.model
+        blends = self.tensors.blended_shapes(self.processes.part(batch))
+        prepared = model.identity.prepare(model.identity_codes.mixed(blends.subject, blends.share, self._part))
+        return blended_shape_losses(model.identity, prepared, blends, self.config, self.processes.mean)
+
+    def deformation(self, batch: Batch, blends: Batch | None = None) -> tuple[Losses, Tensor]:
+        """Stage 2, with blends of expressions where there are some."""
         own, model = self.processes.part(batch), self.model
         z_id = model.identity_codes(self.tensors.tensor(own["subject"]))
         z_ex = model.expression_codes(self.tensors.tensor(own["scan"]))
@@ -71,7 +81,19 @@ class Objective:
         else:
             fields = model.deformation, prepared, model.identity, model.identity.prepare(z_id, anchors)
             losses = backward_losses(*fields, z_ex, samples, anywhere, self.config, shared)
+        if blends is not None and weights.blend_corresp:
+            losses |= self._blended_motions(blends)
         return losses, total(losses, weights)
+
+    def _blended_motions(self, batch: Batch) -> Losses:
+        model = self.model
+        blends = self.tensors.blended_motions(self.processes.part(batch))
+        z_id = model.identity_codes.mixed(blends.subject, blends.share, self._part)
+        whole = self._part.new_zeros(model.expression_codes.codes.shape[1])
+        z_ex = model.expression_codes.mixed(blends.scan, blends.expression_share, whole)
+        anchors = model.identity.anchors_head(model.identity.layout.split(z_id)[0])
+        prepared = model.deformation.prepare(z_id, anchors, z_ex)
+        return blended_motion_losses(model.deformation, prepared, blends, self.processes.mean)
 
     def regions(self, batch: Batch) -> tuple[Losses, Tensor]:
         """Stage 3: cross-entropy of the regions of surface samples."""
@@ -97,8 +119,14 @@ class Objective:
             losses["lat_reg_color"] = model.appearance_codes(subject).square().sum(1).mean()
         return losses, total(losses, self.config.color_losses)
 
-    def joint(self, identity: Batch, deformation: Batch) -> tuple[Losses, Tensor]:
+    def joint(
+        self,
+        identity: Batch,
+        deformation: Batch,
+        shape_blends: Batch | None = None,
+        motion_blends: Batch | None = None,
+    ) -> tuple[Losses, Tensor]:
         """Both in one step; what moves the expressions moves the identities' codes too."""
-        shape, of_shape = self.identity(identity)
-        motion, of_motion = self.deformation(deformation)
+        shape, of_shape = self.identity(identity, shape_blends)
+        motion, of_motion = self.deformation(deformation, motion_blends)
         return shape | motion, of_shape + of_motion

@@ -45,7 +45,7 @@ class Processes:
         """
         if count % self.world:
             why = f"{count} lines a batch for {self.world} processes"
-            remedy = "choose subjects_per_step and scans_per_step that the number of processes divides"
+            remedy = "choose subjects_per_step, scans_per_step and blends_per_step that the number of processes divides"
             raise ConfigError(one_line("batches can't be dealt out evenly", "training", why, remedy))
         return slice(self.rank, None, self.world)
 

@@ -159,14 +159,15 @@ class _Run:
         motion = StageOptimiser(
             config.stage2, model.deformation.parameters(), model.expression_codes.codes, "deformation"
         )
-        stages = [_Stage("stage1", 1, config.stage1.steps, (shape,), (data.identity,), self.objective.identity)]
         if data.deformation is not None and config.joint:
-            sources = (data.identity, data.deformation)
+            sources = _present(data.identity, data.deformation, data.shape_blends, data.motion_blends)
             stages = [_Stage("joint", 1, config.stage1.steps, (shape, motion), sources, self.objective.joint)]
-        elif data.deformation is not None:
-            stages += [
-                _Stage("stage2", 2, config.stage2.steps, (motion,), (data.deformation,), self.objective.deformation)
-            ]
+        else:
+            sources = _present(data.identity, data.shape_blends)
+            stages = [_Stage("stage1", 1, config.stage1.steps, (shape,), sources, self.objective.identity)]
+            if data.deformation is not None:
+                sources = _present(data.deformation, data.motion_blends)
+                stages += [_Stage("stage2", 2, config.stage2.steps, (motion,), sources, self.objective.deformation)]
         if model.regions is not None:
             naming = StageOptimiser(config.stage3, model.regions.parameters(), model.identity_codes.codes, "regions")
             stages += [_Stage("stage3", 3, config.stage3.steps, (naming,), (data.identity,), self.objective.regions)]
@@ -271,6 +272,10 @@ class _Run:
             self.looks_since_best = values["looks_since_best"]
             self.best_weights = {name: t for name, t in tensors.items() if name.startswith(_BEST)}
         return values["stage"], values["step"], tensors
+
+
+def _present(*batches: BatchSource | None) -> tuple[BatchSource, ...]:
+    return tuple(source for source in batches if source is not None)
 
 
 def best_device() -> str:

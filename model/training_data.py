@@ -40,6 +40,10 @@ class TrainingData:
         validation: batches like ``identity`` of subjects that are not trained on; None without such.
         validation_subjects: their number, of which ``subject`` in these batches is a place.
         color: batches with ``subject``, ``colored``, ``color``, of those subjects that have colour; None without any.
+        shape_blends: batches with ``subject``, ``share``, ``surface``, ``normal``, ``weight``, ``anchors`` of blended
+            people, see ``model.blend_losses.BlendedShapesBatch``; None trains without.
+        motion_blends: batches with ``subject``, ``share``, ``scan``, ``expression_share``, ``canonical``, ``posed``,
+            ``weight`` of blended expressions, see ``model.blend_losses.BlendedMotionsBatch``; None likewise.
     """
 
     identity: BatchSource
@@ -51,8 +55,11 @@ class TrainingData:
     validation: BatchSource | None = None
     validation_subjects: int = 0
     color: BatchSource | None = None
+    shape_blends: BatchSource | None = None
+    motion_blends: BatchSource | None = None
 
     def sources(self) -> dict[str, BatchSource]:
         """All batches of those who are trained on, by name; later stages and figures go on where earlier ones ended."""
         named = {"identity": self.identity, "deformation": self.deformation, "color": self.color}
+        named |= {"shape_blends": self.shape_blends, "motion_blends": self.motion_blends}
         return {name: batches for name, batches in named.items() if batches is not None}

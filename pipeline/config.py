@@ -128,6 +128,7 @@ PRESETS: dict[Preset, dict[str, Any]] = {
             "near_points": 800,
             "scans_per_step": 32,
             "pair_points": 1000,
+            "blends_per_step": 0,
             "validation_share": 0.05,
             "training": {
                 "validation": {"every": 2000, "patience": 15},

@@ -53,7 +53,7 @@ class DeformationSampler:
         areas = [face_areas(mesh.vertices, mesh.faces) for mesh in (canonical, posed)]
         self._near_by = [np.cumsum(area * density) for area in areas]
         self._far_by = [np.cumsum(area) for area in areas]
-        self._weight = np.minimum(*(_confidence(mesh, config) for mesh in (canonical, posed)))
+        self._weight = np.minimum(*(vertex_confidence(mesh, config) for mesh in (canonical, posed)))
         motion = self._end.vertices - self._start.vertices
         self._beyond = MotionExtension(canonical, np.concatenate([motion, self._weight[:, None]], 1))
 
@@ -132,7 +132,7 @@ class DeformationSampler:
         return self._template.regions[corner[np.arange(len(face)), bary.argmax(1)]].astype(np.uint8)
 
 
-def _confidence(mesh: Mesh, config: DeformationSampleConfig) -> NDArray[np.float64]:
+def vertex_confidence(mesh: Mesh, config: DeformationSampleConfig) -> NDArray[np.float64]:
     """(n,) a vertex, from 0 to 1: high where the registration lies close to what was seen."""
     attributes = mesh.attributes
     vertex = np.ones(len(mesh.vertices))

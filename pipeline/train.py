@@ -202,6 +202,7 @@ class Training:
         from model.training import train
         from model.training_data import TrainingData
         from model.training_figures import training_figures
+        from pipeline.blends import RegisteredPeople, with_blends
 
         scans, held_out = self._scans()
         parent = None if self.parent is None else self._model_of(self.parent)
@@ -230,6 +231,9 @@ class Training:
                 0 if validating is None else len(held_out.subjects),
                 painting if painting is None else reading.enter_context(painting),
             )
+            if self.baseline is None and config.blends_per_step:
+                people = RegisteredPeople.read(self.workspace, scans, self.workspace.config.sample.deformation)
+                data = with_blends(data, people, config, seed + 3, prepare)
             start = None if parent is None else parent.warm_start(scans.subjects, scans.scans)
             if self.baseline is not None:
                 data = self.baseline.data(data)

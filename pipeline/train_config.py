@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from model.config import TrainingConfig
 
-STEP_VERSION = 2
+STEP_VERSION = 3
 
 
 _SECONDS_PER_POINT = 6e-6
@@ -35,6 +35,14 @@ class TrainConfig(BaseModel):
         "sampled then (sample.identity.every_scan)",
     )
     posed_near_points: int = Field(default=0, ge=0, description="likewise, points near the posed surface")
+    blends_per_step: int = Field(
+        default=8,
+        ge=0,
+        description="blends of registered people, and of their expressions, in a step beside the samples; 0 trains "
+        "without",
+    )
+    blend_points: int = Field(default=300, ge=1, description="surface points a blend and step")
+    blend_parents: int = Field(default=6, ge=2, description="people, and expressions, mixed in a blend")
     color_points: int = Field(default=1000, ge=1, description="coloured points a subject and step, for a colour field")
     validation_share: float = Field(
         default=0.0, ge=0, lt=1, description="share of training subjects set aside to steer stage 1, drawn by their ids"
@@ -128,6 +136,8 @@ def stages_of(config: TrainConfig) -> dict[str, StageWork]:
     """What each stage of a training goes through, by its name."""
     identity = config.subjects_per_step * (config.surface_points + config.near_points + config.space_points)
     motion = config.scans_per_step * (config.pair_points + config.posed_surface_points + config.posed_near_points)
+    blends = config.blends_per_step * config.blend_points
+    identity, motion = identity + blends, motion + blends
     training, field = config.training, config.training.field
     if training.joint:
         stages = {"joint": StageWork(training.stage1.steps, identity + motion)}
@@ -137,7 +147,7 @@ def stages_of(config: TrainConfig) -> dict[str, StageWork]:
             "stage2": StageWork(training.stage2.steps, motion),
         }
     if field.regions is not None:
-        stages["stage3"] = StageWork(training.stage3.steps, identity)
+        stages["stage3"] = StageWork(training.stage3.steps, identity - blends)
     if field.color is not None:
         stages["stage4"] = StageWork(training.stage4.steps, config.subjects_per_step * config.color_points)
     return stages

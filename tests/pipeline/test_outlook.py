@@ -56,9 +56,10 @@ def test_a_training_is_expected_to_go_as_fast_as_the_last_one_of_such_a_field(tm
         workspace.store.put(f"runs/2026010{number}T000000Z-host-1.jsonl", json.dumps(line).encode() + b"\n")
 
     half = training("demo", stage1=10, stage2=10)
-    half = half.model_copy(update={"subjects_per_step": half.subjects_per_step // 2})
+    fewer = {name: getattr(half, name) // 2 for name in ("subjects_per_step", "scans_per_step", "blends_per_step")}
+    half = half.model_copy(update=fewer)
     trained(1, half, {"stage1": 1.0, "stage2": 5.0})
     trained(2, half, {"stage1": 20.0})  # the second stage was done before
     wide = half.training.field.model_copy(update={"color": ColorConfig()})
     trained(3, half.model_copy(update={"training": half.training.model_copy(update={"field": wide})}), {"stage1": 1e3})
-    assert expected() == pytest.approx((3000 / 10.0 + 600 / 5.0) / 60)
+    assert expected() == pytest.approx((3000 / 10.0 + 600 / 2.5) / 60)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from model import HeadModel
@@ -34,7 +35,7 @@ from pipeline.stepspec import Need, StepSpec
 from pipeline.train import is_for_validation, mean_plane, retrain, run_train
 from pipeline.train_config import STEP_VERSION, TrainConfig, TrainThresholds, judge_train
 from pipeline.workspace import Workspace
-from registration.mesh import Mesh
+from registration.mesh import Mesh, mesh_to_ply
 from registration.template import Template
 from storage.digest import digest_bytes
 from storage.errors import ConfigError
@@ -96,11 +97,15 @@ def _template() -> Template:
     )
 
 
+def _shift(expression: str) -> NDArray[np.float32]:
+    return np.array([0, 0 if expression == "neutral" else 5, 0], np.float32)
+
+
 def _samples(subject: str, expression: str, every_scan: bool) -> list[IdentitySamples | DeformationSamples]:
     rng = np.random.default_rng([int(subject), len(expression)])
     radii = np.array(RADII_MM[subject])
     pairs = rng.uniform(-80, 80, (500, 3)).astype(np.float32)
-    shift = np.zeros(3, np.float32) if expression == "neutral" else np.array([0, 5, 0], np.float32)
+    shift = _shift(expression)
     moved = DeformationSamples(pairs, pairs + shift, np.zeros(500, np.uint8), np.ones(500, np.float32))
     if expression != "neutral" and not every_scan:
         return [moved]
@@ -151,7 +156,9 @@ def sampled_workspace(root: Path, config: PipelineConfig | None = None, rich: bo
             workspace.commit("ingest", key, inputs={}, outputs={"taken.json": b"{}"}, extra=told)
             workspace.commit("clean", key, inputs={}, outputs={"mesh.ply": b""})
             frame = json.dumps({"throat_plane": [0, 1, 0, 60 + int(subject)]}).encode()
-            workspace.commit("register", key, inputs={}, outputs={"frame.json": frame})
+            registered = Mesh.of(ANCHORS * RADII_MM[subject] + _shift(expression), _template().mesh.faces)
+            outputs_of = {"frame.json": frame, "mesh.ply": mesh_to_ply(registered)}
+            workspace.commit("register", key, inputs={}, outputs=outputs_of)
             stored: dict[str, Any] = {}
             for one in _samples(subject, expression, rich):
                 stored |= quantise_samples(one, key)
