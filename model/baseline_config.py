@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from model.config import ImFaceConfig, StageConfig
+from storage.frozen import Frozen
 
 BaselineName = Literal["npm", "npm_4x", "imface"]
 LONGER = 4
 """How many times as many steps as ``npm`` ``npm_4x`` takes, so that an advantage is not speed alone."""
 
 
-class NpmTraining(BaseModel):
+class NpmTraining(Frozen):
     """NPM's sizes and steps; all else is as in the head model's own training."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     code: int = Field(default=512, ge=1, description="entries of the identity code")
     expression_dim: int = Field(default=200, ge=1, description="entries of the expression code")
@@ -33,10 +32,8 @@ class NpmTraining(BaseModel):
     )
 
 
-class ImFaceTraining(BaseModel):
+class ImFaceTraining(Frozen):
     """ImFace's sizes and steps; all else is as in the head model's own training."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     sizes: ImFaceConfig = ImFaceConfig()
     stage1: StageConfig = Field(

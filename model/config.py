@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from storage.frozen import Frozen
 
 ActivationName = Literal["silu", "softplus100"]
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class IdentityConfig(_Frozen):
+class IdentityConfig(Frozen):
     """The identity field: one small network an anchor and one for the background (paper, section 3.1)."""
 
     global_dim: int = Field(
@@ -51,7 +49,7 @@ class IdentityConfig(_Frozen):
     )
 
 
-class DeformationConfig(_Frozen):
+class DeformationConfig(Frozen):
     """The expression field: one network that moves points (paper, section 3.2)."""
 
     direction: Literal["forward", "backward"] = Field(
@@ -88,7 +86,7 @@ class DeformationConfig(_Frozen):
         return self
 
 
-class RegionConfig(_Frozen):
+class RegionConfig(Frozen):
     """The region field: one small network that names the part of the head a point belongs to."""
 
     hidden: tuple[int, ...] = Field(default=(64, 64), min_length=1, description="outputs of the hidden layers")
@@ -97,7 +95,7 @@ class RegionConfig(_Frozen):
     )
 
 
-class ColorConfig(_Frozen):
+class ColorConfig(Frozen):
     """The colour field: one network that gives canonical points a colour, with a code of its own (MonoNPHM)."""
 
     appearance_dim: int = Field(default=32, ge=1, description="entries of the appearance code")
@@ -107,7 +105,7 @@ class ColorConfig(_Frozen):
     )
 
 
-class ImFaceConfig(_Frozen):
+class ImFaceConfig(Frozen):
     """ImFace's networks in place of both fields: a baseline, see ``model.imface``."""
 
     code_dim: int = Field(default=128, ge=1, description="entries of the identity code, and of the expression code")
@@ -127,7 +125,7 @@ def _absent(value: object) -> bool:
     return value is None or value == 0
 
 
-class FieldConfig(_Frozen):
+class FieldConfig(Frozen):
     """All fields: the architecture of a head model."""
 
     identity: IdentityConfig = IdentityConfig()
@@ -148,7 +146,7 @@ class FieldConfig(_Frozen):
         return self
 
 
-class IdentityLossWeights(_Frozen):
+class IdentityLossWeights(Frozen):
     """Weights of the losses of stage 1; a weight of 0 leaves the term out.
 
     With the paper's weights the normals outweigh a distance of 1 mm: where the surface is creased, as about lids, lips
@@ -180,7 +178,7 @@ class IdentityLossWeights(_Frozen):
     )
 
 
-class DeformationLossWeights(_Frozen):
+class DeformationLossWeights(Frozen):
     """Weights of the losses of stage 2."""
 
     corresp: float = Field(default=100.0, ge=0, description="squared error of moved points, model units")
@@ -207,7 +205,7 @@ class DeformationLossWeights(_Frozen):
     )
 
 
-class ColorLossWeights(_Frozen):
+class ColorLossWeights(Frozen):
     """Weights of the colour field's losses."""
 
     color: float = Field(default=1.0, ge=0, description="absolute error of colours from 0 to 1")
@@ -217,7 +215,7 @@ class ColorLossWeights(_Frozen):
 LossWeights = IdentityLossWeights | DeformationLossWeights | ColorLossWeights
 
 
-class StageConfig(_Frozen):
+class StageConfig(Frozen):
     """Steps, rates and clipping of one stage."""
 
     steps: int = Field(ge=0, description="optimiser steps; a preset counts steps, never minutes")
@@ -232,7 +230,7 @@ class StageConfig(_Frozen):
     code_init: float = Field(ge=0, description="spread of the codes at the start, over the root of their length")
 
 
-class ValidationConfig(_Frozen):
+class ValidationConfig(Frozen):
     """How people who are not trained on are fitted on the way, and when their error ends stage 1."""
 
     every: int = Field(default=500, ge=1, description="steps of stage 1 between two looks")
@@ -244,7 +242,7 @@ class ValidationConfig(_Frozen):
     least_gain: float = Field(default=0.002, ge=0, lt=1, description="share by which an error counts as better")
 
 
-class TrainingConfig(_Frozen):
+class TrainingConfig(Frozen):
     """Everything that the training of a head model depends on, beside its samples."""
 
     field: FieldConfig = FieldConfig()

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from storage.frozen import Frozen
 
 
-class FitConfig(BaseModel):
+class FitConfig(Frozen):
     """How codes and poses are fitted to clouds."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     points: int = Field(
         default=2500, gt=0, description="points of each observation that are used, drawn without replacement"
@@ -56,10 +56,8 @@ class FitConfig(BaseModel):
     )
 
 
-class PcaConfig(BaseModel):
+class PcaConfig(Frozen):
     """How many modes the linear model keeps, and how it is fitted."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     identity_modes: int = Field(
         default=80, ge=0, description="identity modes kept, at most as many as the subjects give"

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from model.baseline_config import LONGER, BaselineName, ImFaceTraining, NpmTraining
+from storage.frozen import Frozen
 
 STEP_VERSION = 1
 
@@ -15,10 +16,8 @@ _SECONDS_PER_WEIGHT = 6e-7
 """What a training step costs on 2 cores for each weight that a point meets, with batches of the default size."""
 
 
-class BaselinesConfig(BaseModel):
+class BaselinesConfig(Frozen):
     """Which neural heads are trained to compare the model with; batches and all else are those of ``train``."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     methods: tuple[BaselineName, ...] = Field(
         default=(), description="which are trained; npm_4x is npm with four times the steps"

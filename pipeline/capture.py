@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from pipeline.rawfiles import MAX_FILE_BYTES, RawFiles
 from pipeline.session import MM_PER_UNIT
@@ -19,6 +19,7 @@ from registration.mesh import Mesh, mesh_from_ply
 from registration.views import Capture, DepthView, Layout
 from storage.digest import digest_bytes
 from storage.errors import ScanRejected, one_line
+from storage.frozen import Frozen
 from storage.images import MAX_IMAGE_BYTES, read_color_image, read_depth_png
 from storage.jsonfile import MAX_JSON_BYTES, read_json
 from storage.obj import read_obj
@@ -29,10 +30,8 @@ MAX_COORDINATE_MM = 100_000.0
 _PLAIN_FACTORS = (1000.0, 0.001, 10.0, 0.1, 100.0, 0.01, 1e6, 1e-6)
 
 
-class IngestConfig(BaseModel):
+class IngestConfig(Frozen):
     """What a scan must bring before any geometry is computed from it."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     min_views: int = Field(default=3, ge=2, description="fewest depth frames or view clouds with content")
     min_points: int = Field(default=50, ge=1, description="fewest points of a view that counts as one")

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from storage.frozen import Frozen
 
 STEP_VERSION = 8
 
 
-class CleanConfig(BaseModel):
+class CleanConfig(Frozen):
     """How a capture is cleaned."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     voxel_mm: float = Field(default=0.0, ge=0, le=5, description="edge of a voxel, mm; 0 takes the sensor's own pixel")
     voxel_range_mm: tuple[float, float] = Field(default=(0.8, 2.5), description="limits of the sensor's own voxel, mm")
@@ -39,10 +39,8 @@ class CleanConfig(BaseModel):
     )
 
 
-class CleanThresholds(BaseModel):
+class CleanThresholds(Frozen):
     """What a clean scan must reach."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     min_views: int = Field(default=3, ge=1, description="views that agree")
     max_left_out_share: float = Field(default=0.5, ge=0, le=1, description="views left out, of all")

@@ -24,6 +24,7 @@ from pipeline.service_config import ServiceConfig
 from pipeline.train_config import TrainConfig, TrainThresholds
 from storage.digest import digest_json
 from storage.errors import ConfigError, one_line
+from storage.frozen import Frozen
 
 Preset = Literal["demo", "small", "paper"]
 
@@ -31,10 +32,8 @@ _FIELDS = {"register": "registration"}
 """Steps whose name a pydantic class has taken: their field's name, while the file keeps the step's."""
 
 
-class SplitShares(BaseModel):
+class SplitShares(Frozen):
     """How subjects are shared out when they are first seen."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     held_out: float = Field(default=0.1, ge=0, le=0.9, description="share of subjects kept for evaluation")
     held_out_ids: tuple[str, ...] = Field(default=(), description="subjects to hold out; when given, all others train")

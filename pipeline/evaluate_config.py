@@ -5,17 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from model.fit_config import FitConfig, PcaConfig
+from storage.frozen import Frozen
 
 STEP_VERSION = 4
 
 
-class EvaluateConfig(BaseModel):
+class EvaluateConfig(Frozen):
     """How held-out scans are fitted and all are measured."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     points: int = Field(default=2500, gt=0, description="points of the single-view cloud, drawn with replacement")
     noise_mm: float = Field(default=0.0, ge=0, description="noise added to the cloud along the view rays, mm")
@@ -38,10 +37,8 @@ class EvaluateConfig(BaseModel):
     pca: PcaConfig = Field(default=PcaConfig(), description="of all linear heads")
 
 
-class EvaluateThresholds(BaseModel):
+class EvaluateThresholds(Frozen):
     """Limits of a model's verdict."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     most_failures_share: float = Field(default=0.1, ge=0, le=1, description="share of held-out scans without a result")
     worst_train_face_median_mm: float = Field(

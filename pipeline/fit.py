@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from model.fit_config import FitConfig
 from pipeline.fit_columns import FitColumns, carriers_of
@@ -16,6 +16,7 @@ from pipeline.fit_document import CODES_FILE, FitDocument, Residual, ScanDocumen
 from pipeline.fit_observe import Facing, FoundHead, find_head, observe
 from registration.mesh import Mesh, transform_points
 from storage.errors import ConfigError, one_line
+from storage.frozen import Frozen
 
 if TYPE_CHECKING:
     from model.head_model import HeadModel
@@ -25,10 +26,8 @@ SCALE_SHARE = 0.05
 """How far a scale that is to be refined may be off, as one standard deviation."""
 
 
-class ScanFitConfig(BaseModel):
+class ScanFitConfig(Frozen):
     """How scans from anywhere are fitted."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     units_to_mm: tuple[float, ...] = Field(default=(1.0, 10.0, 1000.0), description="units that are tried, in mm")
     alignment_points: int = Field(default=60_000, gt=0, description="points by which the head is looked for, at most")

@@ -6,7 +6,9 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from storage.frozen import Frozen
 
 CODES_FILE = "codes.safetensors"
 
@@ -16,19 +18,15 @@ def rows_of(T: NDArray[np.float64]) -> tuple[tuple[float, float, float, float], 
     return tuple((float(a), float(b), float(c), float(d)) for a, b, c, d in T)
 
 
-class Residual(BaseModel):
+class Residual(Frozen):
     """Distances of a scan's points on the head to the fitted surface, mm."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     median: float
     p95: float
 
 
-class ScanDocument(BaseModel):
+class ScanDocument(Frozen):
     """What ``fit.json`` says of one scan."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     unit_to_mm: float = Field(description="the scan's unit in mm, as found or refined")
     T_world_from_head: tuple[tuple[float, float, float, float], ...] = Field(
@@ -49,9 +47,7 @@ class ScanDocument(BaseModel):
     )
 
 
-class FitDocument(BaseModel):
+class FitDocument(Frozen):
     """``fit.json``: the scans of one person by name."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     scans: dict[str, ScanDocument]

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from pipeline.evaluate_config import STEP_VERSION, EvaluateConfig
 from pipeline.keys import subject_of
 from pipeline.workspace import Workspace
 from storage.digest import canonical_json, digest_json
 from storage.errors import ConfigError, StorageConflict, one_line
+from storage.frozen import Frozen
 
 if TYPE_CHECKING:
     from model.head_fitter import NphmFitter
@@ -20,10 +21,8 @@ FOLDER = "held_out"
 FIGURE = "face, point to triangle, mm"
 
 
-class HeldOutSet(BaseModel):
+class HeldOutSet(Frozen):
     """Scans that no model trains on, frozen with their digests, so that models of other months can be compared."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str = Field(description="of the set; another choice of scans gets another name")
     scans: dict[str, str] = Field(description="digest of the clean scan and its registration, by key")

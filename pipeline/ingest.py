@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.capture import read_capture
-from pipeline.keys import is_safe_name, subject_of
+from pipeline.keys import is_safe_name, subjects_of
 from pipeline.known_sessions import Place, known_places, remember_place, session_path
 from pipeline.rawfiles import IngestedFiles, SessionFiles
 from pipeline.scan_landmarks import told_landmarks
@@ -379,7 +379,7 @@ def _note_refusals(workspace: Workspace, looks: list[SessionLook], outcomes: Map
 
 def _keep_splits(workspace: Workspace) -> None:
     kept = workspace.kept_splits()
-    subjects = {subject_of(key) for key in workspace.scans()}
+    subjects = subjects_of(workspace.scans())
     share = workspace.config.splits.held_out
     drawn = draw_splits(kept, subjects, share, workspace.config.seed)
     if drawn != kept:

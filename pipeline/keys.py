@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from storage.errors import ConfigError, one_line
@@ -40,6 +41,11 @@ class ScanKey(NamedTuple):
 def subject_of(key: str) -> str:
     """The subject in SUBJECT/EXPRESSION."""
     return key.partition("/")[0]
+
+
+def subjects_of(keys: Iterable[str]) -> list[str]:
+    """The subjects of scans, each once, sorted."""
+    return sorted({subject_of(key) for key in keys})
 
 
 def take_of(key: str) -> tuple[str, int]:

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from pipeline.workspace import Workspace
 from storage.digest import digest_json
 from storage.errors import ConfigError, StorageConflict, one_line
+from storage.frozen import Frozen
 
 LATEST_PATH = "models/latest.json"
 WEIGHTS = "model.safetensors"
 
 
-class Latest(BaseModel):
+class Latest(Frozen):
     """``models/latest.json``: what is promoted, and what was before."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str = Field(description="the promoted model's folder in models/")
     figures: dict[str, Any] = Field(description="its figures when it was promoted, units in their names")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline.inputs import Book, canonical_key
-from pipeline.keys import subject_of
+from pipeline.keys import subject_of, subjects_of
 
 _SPREAD = 2.0
 """Standard errors that count as noise: a difference beyond them is chance in one case of twenty."""
@@ -90,7 +90,7 @@ def new_subjects(book: Book, last: str) -> list[str]:
     trained = book.manifest("train", last)
     known = {told.split("/")[1] for told in trained.inputs if told.startswith("sample/")} if trained else set()
     found = []
-    for subject in sorted({subject_of(key) for key in book.scans()}):
+    for subject in subjects_of(book.scans()):
         key = canonical_key(book, subject)
         sampled = book.manifest("sample", key) if key is not None else None
         if subject not in known and book.split(subject) == "train" and sampled is not None and sampled.accepted:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from storage.frozen import Frozen
 
 STEP_VERSION = 1
 
@@ -17,10 +19,8 @@ _MINUTES_A_FIT = 0.4
 """Of all methods together, with its measurements, on 2 cores."""
 
 
-class ProtocolsConfig(BaseModel):
+class ProtocolsConfig(Frozen):
     """Which protocols are measured; points, samples and fits are those of ``evaluate``."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     names: tuple[Protocol, ...] = Field(default=(), description="which are measured")
     scans: int = Field(default=6, gt=0, description="held-out scans of each, spread over subjects")

@@ -5,24 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from storage.frozen import Frozen
 
 STEP_VERSION = 4
 
 
-class RegisterConfig(BaseModel):
+class RegisterConfig(Frozen):
     """How the template is brought onto a scan."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     misfit_mm: float = Field(default=0.8, gt=0, description="what the template's linear modes lack of a person, mm")
     misfit_range_mm: float = Field(default=30.0, gt=0, description="distance over which that varies, mm")
 
 
-class RegisterThresholds(BaseModel):
+class RegisterThresholds(Frozen):
     """What a registration must reach."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     max_face_median_mm: float = Field(default=0.8, gt=0, description="median distance of the face to the scan, mm")
     max_face_p95_mm: float = Field(default=2.0, gt=0, description="95 % of the same, mm")

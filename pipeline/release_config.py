@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from storage.frozen import Frozen
 
 Part = Literal["clean", "registrations", "samples", "model"]
 PARTS: tuple[Part, ...] = ("clean", "registrations", "samples", "model")
@@ -13,10 +15,8 @@ RELEASE_SCOPE = "release"
 """What a person's consent has to name in its ``scope``."""
 
 
-class ReleaseConfig(BaseModel):
+class ReleaseConfig(Frozen):
     """The words that a release's datasheet and metadata need from its maker. No result depends on them."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str = Field(default="nphm-heads", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", description="of the data set")
     description: str = Field(default="", description="one or two sentences on what it is for; empty: a plain one")

@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from pipeline.release_config import Part
 from storage.digest import canonical_json, digest_json
 from storage.errors import StorageConflict, one_line
+from storage.frozen import Frozen
 from storage.manifest import Output
 from storage.store import Store
 
@@ -28,9 +29,7 @@ D = TypeVar("D", bound="_Document")
 _VERSION = r"^(0|[1-9][0-9]*)\.(0|[1-9][0-9]*)\.(0|[1-9][0-9]*)$"
 
 
-class _Document(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
+class _Document(Frozen):
     def to_bytes(self) -> bytes:
         """Encode as JSON. Equal documents, same bytes."""
         return self.model_dump_json(indent=1).encode() + b"\n"

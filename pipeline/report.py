@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipeline.drift import drift
-from pipeline.keys import subject_of
+from pipeline.keys import subject_of, subjects_of
 from pipeline.rejected import list_rejected
 from pipeline.report_page import (
     Evaluated,
@@ -69,7 +69,7 @@ def collect_report(workspace: Workspace, model_name: str) -> ReportInputs:
     trained, evaluated = (book.manifest(step, model_name) for step in ("train", "evaluate"))
     evaluation = _json(workspace, evaluated, "evaluation.json") if evaluated else {}
     scan_steps = [name for name, spec in book.steps.items() if spec.scope == "scan"]
-    subjects = sorted({subject_of(key) for key in book.scans()})
+    subjects = subjects_of(book.scans())
     return ReportInputs(
         model_name=model_name,
         facts=_facts(workspace, book, trained, subjects),

@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from pipeline.drift import FIGURES, DriftRow
+from pipeline.keys import subjects_of
 from pipeline.report_charts import loss_charts
 from storage.errors import StorageConflict, one_line
 
@@ -192,7 +193,7 @@ def _lead(inputs: ReportInputs) -> str:
 
 
 def _tiles(inputs: ReportInputs, overall: Sequence[Evaluated]) -> list[dict[str, str]]:
-    subjects = {scan.key.partition("/")[0] for scan in inputs.scans}
+    subjects = subjects_of(scan.key for scan in inputs.scans)
     tiles = [{"value": str(len(subjects)), "label": "subjects"}] if subjects else []
     if inputs.steps:
         tiles.append({"value": str(inputs.steps[0].total), "label": "scans taken in"})

@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from scipy.spatial.transform import Rotation
 
 from pipeline.rig_scene import Hair, Layers, Sitter, draw_sitter, sitter_layers, surroundings
@@ -31,6 +31,7 @@ from registration.procedural_expressions import EXPRESSIONS
 from registration.procedural_head import head_template
 from registration.views import Layout
 from storage.errors import ConfigError, one_line
+from storage.frozen import Frozen
 from storage.ply import write_ply
 
 DEPTH_STEP_MM = 0.1
@@ -38,10 +39,8 @@ _UNIT_PER_MM = {"mm": 1.0, "cm": 0.1, "m": 0.001}
 _CLUTTER_GREY = 92.0
 
 
-class RigConfig(BaseModel):
+class RigConfig(Frozen):
     """How the simulated rig stands and errs."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     profile: Literal["studio", "handheld", "phone", "perfect"] = Field(default="studio", description="how the rig errs")
     views: int | None = Field(default=12, ge=1, le=200, description="cameras; None takes the profile's own number")

@@ -7,19 +7,18 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from registration.template import REGIONS
+from storage.frozen import Frozen
 
 STEP_VERSION = 2
 
 Point = tuple[float, float, float]
 
 
-class RegionDensity(BaseModel):
+class RegionDensity(Frozen):
     """Points per area in each region, relative to the others."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     face: float = Field(default=4.0, ge=0, description="skin from brow to chin")
     scalp: float = Field(default=1.0, ge=0, description="bare scalp")
@@ -35,10 +34,8 @@ class RegionDensity(BaseModel):
         return np.array([getattr(self, name) for name in REGIONS], np.float64)
 
 
-class IdentitySampleConfig(BaseModel):
+class IdentitySampleConfig(Frozen):
     """How a canonical scan is sampled, or every one."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     every_scan: bool = Field(
         default=False,
@@ -72,10 +69,8 @@ class IdentitySampleConfig(BaseModel):
     density: RegionDensity = RegionDensity()
 
 
-class DeformationSampleConfig(BaseModel):
+class DeformationSampleConfig(Frozen):
     """How the motion from a subject's canonical registration to another is sampled."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     pairs: int = Field(default=100_000, ge=1000, le=50_000_000, description="pairs a scan, the extension included")
     spreads_mm: tuple[float, float] = Field(
@@ -97,10 +92,8 @@ class DeformationSampleConfig(BaseModel):
     density: RegionDensity = RegionDensity()
 
 
-class SampleConfig(BaseModel):
+class SampleConfig(Frozen):
     """How scans are sampled."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     keep: Literal["stored", "on_the_fly"] = Field(
         default="stored",
@@ -110,10 +103,8 @@ class SampleConfig(BaseModel):
     deformation: DeformationSampleConfig = DeformationSampleConfig()
 
 
-class SampleThresholds(BaseModel):
+class SampleThresholds(Frozen):
     """Limits of the sample step's verdict."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     most_disputed_share: float = Field(
         default=0.1, ge=0, le=1, description="share of near points on whose side scan and companion disagree"

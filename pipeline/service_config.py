@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from storage.frozen import Frozen
 
 
-class ServiceConfig(BaseModel):
+class ServiceConfig(Frozen):
     """When to train anew, when to promote, whom to tell."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     min_new_subjects: int = Field(
         default=5, ge=1, description="training subjects that are new since the last model before it is trained anew"

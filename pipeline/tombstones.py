@@ -4,20 +4,19 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from pipeline.pseudonyms import PRIVATE, Pseudonyms
 from storage.errors import one_line
+from storage.frozen import Frozen
 from storage.store import Store
 
 FOLDER = f"{PRIVATE}/withdrawn"
 _CONTENTS = f"{PRIVATE}/withdrawn_contents"
 
 
-class Tombstone(BaseModel):
+class Tombstone(Frozen):
     """All that a workspace keeps of a withdrawn subject: no id, no key, no path."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     schema_version: Literal[1] = 1
     subject_digest: str = Field(description="keyed digest of the subject's id")

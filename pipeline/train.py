@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from pipeline.batches import ColorBatches, DeformationBatches, IdentityBatches, IdentityCounts, Prepare
 from pipeline.checkpoints import Checkpoints
 from pipeline.compared import read_registration
+from pipeline.keys import subject_of, subjects_of
 from pipeline.row_decoding import decode_rows
 from pipeline.sample_sources import SampleSources
 from pipeline.scan_rows import ScanSource
@@ -54,12 +55,12 @@ class TrainingScans:
 
     def subject_of_scan(self) -> list[int]:
         """The place of each scan's subject."""
-        return [self.subjects.index(key.partition("/")[0]) for key in self.scans]
+        return [self.subjects.index(subject_of(key)) for key in self.scans]
 
     def of(self, chosen: Sequence[str]) -> TrainingScans:
         """What belongs to some of the subjects."""
         own = [place for place, subject in enumerate(self.subjects) if subject in chosen]
-        scans = [place for place, key in enumerate(self.scans) if key.partition("/")[0] in chosen]
+        scans = [place for place, key in enumerate(self.scans) if subject_of(key) in chosen]
         return TrainingScans(
             tuple(self.subjects[place] for place in own),
             tuple(self.subject_sources[place] for place in own),
@@ -345,10 +346,10 @@ def training_scans(workspace: Workspace) -> TrainingScans:
     sampled: dict[str, ScanSource] = {}
     for key in workspace.scans():
         manifest = workspace.manifest("sample", key)
-        if workspace.split(key.partition("/")[0]) == "train" and manifest is not None and manifest.accepted:
+        if workspace.split(subject_of(key)) == "train" and manifest is not None and manifest.accepted:
             sampled[key] = sources.open(key, manifest)
     canonical: dict[str, str] = {}
-    for subject in sorted({key.partition("/")[0] for key in sampled}):
+    for subject in subjects_of(sampled):
         own = workspace.canonical_key(subject)
         if own is not None and own in sampled and sampled[own].rows("surface"):
             canonical[subject] = own
@@ -356,7 +357,7 @@ def training_scans(workspace: Workspace) -> TrainingScans:
         why = f"{len(sampled)} scans of training subjects were sampled, no canonical one among them"
         remedy = "see 'nphm status' for what was rejected"
         raise ConfigError(one_line("nothing to train on", workspace.url, why, remedy))
-    scans = sorted(key for key in sampled if key.partition("/")[0] in canonical)
+    scans = sorted(key for key in sampled if subject_of(key) in canonical)
     planes = []
     for key in canonical.values():
         frame = json.loads(workspace.read(workspace.accepted("register", key), "frame.json"))

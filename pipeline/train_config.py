@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from model.config import TrainingConfig
+from storage.frozen import Frozen
 
 STEP_VERSION = 3
 
@@ -16,10 +17,8 @@ _SECONDS_PER_POINT = 6e-6
 """What a training step costs on 2 cores for each of its points."""
 
 
-class TrainConfig(BaseModel):
+class TrainConfig(Frozen):
     """What a model is trained with: batches here, networks, losses and steps in ``training``."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     training: TrainingConfig = TrainingConfig()
     subjects_per_step: int = Field(default=8, ge=1, description="subjects in a batch of stage 1")
@@ -58,10 +57,8 @@ class TrainConfig(BaseModel):
         return self
 
 
-class TrainThresholds(BaseModel):
+class TrainThresholds(Frozen):
     """Limits of the training's verdict."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     most_face_median_mm: float = Field(
         default=2.0, gt=0, description="median distance of the training faces' samples from their fields, mm"
@@ -69,13 +66,11 @@ class TrainThresholds(BaseModel):
     most_posed_mean_mm: float = Field(default=6.0, gt=0, description="mean error of the training pairs when posed, mm")
 
 
-class Metrics(BaseModel):
+class Metrics(Frozen):
     """The document ``metrics.json`` of a model folder: errors on further samples of the training data.
 
     What nothing could be measured on is left out.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     subjects: int = Field(description="training subjects")
     scans: int = Field(description="training scans with correspondences")

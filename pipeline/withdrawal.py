@@ -15,7 +15,7 @@ from functools import partial
 
 from pipeline.checkpoints import FOLDER as CHECKPOINTS
 from pipeline.inputs import expected_inputs, model_name
-from pipeline.keys import subject_of
+from pipeline.keys import subject_of, subjects_of
 from pipeline.known_sessions import FOLDER as SESSIONS
 from pipeline.known_sessions import raw_folders
 from pipeline.models import LATEST_PATH, latest_model
@@ -109,7 +109,7 @@ def _withdraw(workspace: Workspace, traces: Traces, reason: str, on: str, dry_ru
     standing = read_tombstone(store, subject)
     ingested = [workspace.manifest("ingest", key) for key in workspace.scans() if subject_of(key) == subject]
     if not ingested and standing is None:
-        known = ", ".join(sorted({subject_of(key) for key in workspace.scans()})[:6]) or "none"
+        known = ", ".join(subjects_of(workspace.scans())[:6]) or "none"
         raise ConfigError(one_line("is no subject of this workspace", subject, f"it has {known}", "check the id"))
     removals = list(Removals(workspace, traces))
     trained = {removal.path.split("/")[1] for removal in removals if removal.what == _CODES_OF_MODEL}

@@ -18,9 +18,10 @@ from pathlib import Path
 
 import obstore
 from obstore.exceptions import AlreadyExistsError, PreconditionError
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from storage.errors import StorageConflict, one_line
+from storage.frozen import Frozen
 from storage.store import SCRATCH, LocalStore, ObjectStore, Stat, Store, as_os_error
 
 FOLDER = "locks"
@@ -29,7 +30,7 @@ RENEW_SECONDS = 20.0
 _WAIT_SECONDS = 1.0
 
 
-class Owner(BaseModel):
+class Owner(Frozen):
     """Who holds a lock, until when. Kept as ``locks/NAME.json``.
 
     Attributes:
@@ -40,8 +41,6 @@ class Owner(BaseModel):
         run: the engine's id of the run, where there is one.
         since, ends: seconds since 1970.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     token: str
     host: str

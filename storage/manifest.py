@@ -11,16 +11,15 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from storage.digest import digest_bytes, digest_json
 from storage.errors import StorageConflict, one_line
+from storage.frozen import Frozen
 from storage.store import Stat, Store
 
 SCHEMA_VERSION = 1
 MAX_MANIFEST_BYTES = 64 * 1024 * 1024
 
 
-class Output(BaseModel):
+class Output(Frozen):
     """One stored object that a manifest vouches for."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     path: str = Field(description="where it lies in the store")
     bytes: int = Field(ge=0, description="its size")
@@ -32,10 +31,8 @@ def describe(path: str, data: bytes) -> Output:
     return Output(path=path, bytes=len(data), sha256=digest_bytes(data))
 
 
-class Judgement(BaseModel):
+class Judgement(Frozen):
     """A person's word over a verdict."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     verdict: Literal["accept", "reject"]
     reason: str

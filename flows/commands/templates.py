@@ -9,7 +9,7 @@ from cyclopts import App, Parameter
 
 from flows.commands import Out, Workspace
 from flows.console import PLAIN, Output, Reply
-from pipeline.keys import subject_of
+from pipeline.keys import subjects_of
 
 if TYPE_CHECKING:
     from registration.template import Template
@@ -143,7 +143,7 @@ def learn(
     from pipeline.opening import open_workspace
 
     opened = open_workspace(workspace)
-    subjects = sorted({subject_of(key) for key in opened.scans()})
+    subjects = subjects_of(opened.scans())
     learnt = registered_heads(opened, [one for one in subjects if opened.split(one) == "train"], opened.template())
     config = PcaConfig(identity_modes=identity_modes, expression_modes=expression_modes)
     return _written(learned_template(learnt, config), Path(out), anchors, pairs)
