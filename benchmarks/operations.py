@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -34,6 +35,7 @@ from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # before this folder, whose files are named like packages
+os.environ["PYTHONPATH"] = str(ROOT)  # steps of the benchmarks' own are imported by workers, which see no folder else
 
 from benchmarks.operation_days import days
 from benchmarks.operation_faults import cut_off, disk_full, kills

@@ -181,8 +181,9 @@ def retrain(
             compared = pool.call_function(workspace, f"{functions}:compare_models", both, hear_nothing).result
             show_comparison(compared)
             found |= compared
-            for step in ("baselines", "evaluate", "protocols", "report"):
-                if step in opened.steps and is_wanted(opened, opened.steps[step]):
+            steps_in_order = list(opened.steps)
+            for step in steps_in_order[steps_in_order.index("train") + 1 :]:
+                if is_wanted(opened, opened.steps[step]):
                     log.add(pool.call(workspace, step, model.key, hear_nothing))
             if compared["promote"]:
                 promote(opened, model.key)

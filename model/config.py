@@ -246,8 +246,8 @@ class TrainingConfig(Frozen):
     """Everything that the training of a head model depends on, beside its samples."""
 
     field: FieldConfig = FieldConfig()
-    stage1: StageConfig = StageConfig(steps=20000, learning_rate=2e-3, code_learning_rate=5e-3, code_init=0.1)
-    stage2: StageConfig = StageConfig(steps=12000, learning_rate=5e-3, code_learning_rate=2e-2, code_init=0.1)
+    stage1: StageConfig = StageConfig(steps=14000, learning_rate=2e-3, code_learning_rate=5e-3, code_init=0.1)
+    stage2: StageConfig = StageConfig(steps=8000, learning_rate=5e-3, code_learning_rate=2e-2, code_init=0.1)
     stage3: StageConfig = Field(
         default=StageConfig(steps=1500, learning_rate=3e-3, code_learning_rate=1e-3, code_init=0.1),
         description="the region field, where there is one; no code is moved",

@@ -224,11 +224,6 @@ class HeadModel:
         """(F,) mean of the training scans' codes."""
         return np.asarray(self.expression_codes.mean(0), np.float32)
 
-    @cached_property
-    def expression_std(self) -> NDArray[np.float32]:
-        """(F,) spread of the training scans' codes."""
-        return np.asarray(self.expression_codes.std(0), np.float32)
-
     def identity_code(self, identity: str | ArrayLike) -> NDArray[np.float32]:
         """The code (D,) of a subject id; a code is checked and passed through.
 

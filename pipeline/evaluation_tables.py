@@ -61,10 +61,10 @@ def _tabular(head: Sequence[str], rows: Sequence[Sequence[str]], words: int) -> 
 
 def protocol_markdown(document: Mapping[str, Any]) -> str:
     """A protocol's means by level, region and method."""
-    head = _protocol_head("95 % interval mm")
+    head, *rows = protocol_cells(document)
     lines = [f"# {document['model']}: {document['protocol']}", "", document["what"], ""]
     lines += ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
-    lines += ["| " + " | ".join(row) + " |" for row in _level_rows(document)]
+    lines += ["| " + " | ".join(row) + " |" for row in rows]
     return "\n".join([*lines, ""])
 
 
@@ -76,6 +76,11 @@ def protocol_latex(document: Mapping[str, Any]) -> str:
 def protocol_csv(document: Mapping[str, Any]) -> str:
     """Every fitted scan, level, method and region of a protocol as a line."""
     return _csv(document["rows"], ("level", "key"))
+
+
+def protocol_cells(document: Mapping[str, Any]) -> list[list[str]]:
+    """The same as lines of cells; the first has the columns' titles."""
+    return [_protocol_head("95 % interval mm"), *_level_rows(document)]
 
 
 def _protocol_head(interval: str) -> list[str]:

@@ -8,11 +8,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipeline.drift import drift
+from pipeline.evaluation_tables import protocol_cells
 from pipeline.keys import subject_of, subjects_of
 from pipeline.rejected import list_rejected
 from pipeline.report_page import (
     Evaluated,
     Pictured,
+    ProtocolTable,
     Rejection,
     ReportInputs,
     ScanFigures,
@@ -84,6 +86,7 @@ def collect_report(workspace: Workspace, model_name: str) -> ReportInputs:
         curve=_curve(workspace, trained),
         evaluation=_evaluated(evaluation),
         evaluation_note=evaluation.get("protocol", ""),
+        protocols=_protocols(workspace, book.manifest("protocols", model_name)),
         subjects=_subjects(workspace, book, subjects, evaluated, evaluation),
         subjects_left_out=max(0, len(subjects) - MOST_SUBJECTS),
         drift=drift(book),
@@ -141,6 +144,13 @@ def _evaluated(evaluation: Mapping[str, Any]) -> list[Evaluated]:
             for region, figures in entry["regions"].items():
                 rows.append(Evaluated(_METHOD_NAMES.get(method, method), region, figures, scan["key"]))
     return rows
+
+
+def _protocols(workspace: Workspace, measured: Manifest | None) -> list[ProtocolTable]:
+    if measured is None:
+        return []
+    documents = [_json(workspace, measured, name) for name in measured.outputs if name.endswith("/protocol.json")]
+    return [ProtocolTable(told["protocol"], told["what"], protocol_cells(told)) for told in documents]
 
 
 def _subjects(

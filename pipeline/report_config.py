@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-STEP_VERSION = 2
+STEP_VERSION = 3
 
 
 def judge_report(figures: Mapping[str, Any], thresholds: object) -> list[str]:

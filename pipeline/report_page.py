@@ -73,6 +73,21 @@ class Evaluated:
 
 
 @dataclass(frozen=True)
+class ProtocolTable:
+    """What a protocol measured.
+
+    Attributes:
+        name: of the protocol.
+        what: it varies.
+        cells: lines of cells, the columns' titles first.
+    """
+
+    name: str
+    what: str
+    cells: Sequence[Sequence[str]]
+
+
+@dataclass(frozen=True)
 class Pictured:
     """One picture of a subject.
 
@@ -109,6 +124,7 @@ class ReportInputs:
         curve: lines of the training curve: ``stage``, ``step`` and losses.
         evaluation: means over the held-out scans, then single scans.
         evaluation_note: how it was measured.
+        protocols: tables of evaluations along one axis.
         subjects: whose heads are shown.
         subjects_left_out: how many are not.
         drift: quality figures by rig and month.
@@ -123,6 +139,7 @@ class ReportInputs:
     curve: Sequence[Mapping[str, Any]] = ()
     evaluation: Sequence[Evaluated] = ()
     evaluation_note: str = ""
+    protocols: Sequence[ProtocolTable] = ()
     subjects: Sequence[Subject] = ()
     subjects_left_out: int = 0
     drift: Sequence[DriftRow] = ()

@@ -137,6 +137,7 @@ REPORT = StepSpec(
     needs=(
         Need("train", "model", rejected_too=True),
         Need("evaluate", "model", rejected_too=True),
+        Need("protocols", "model", optional=True),
         Need("clean", "all", rejected_too=True),
         Need("register", "all", rejected_too=True),
         Need("sample", "all", rejected_too=True),

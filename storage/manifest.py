@@ -15,7 +15,6 @@ from storage.frozen import Frozen
 from storage.store import Stat, Store
 
 SCHEMA_VERSION = 1
-MAX_MANIFEST_BYTES = 64 * 1024 * 1024
 
 
 class Output(Frozen):

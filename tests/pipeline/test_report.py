@@ -142,8 +142,9 @@ def _unused(workspace: Workspace, key: str) -> Any:
 def _workspace(root: Path) -> Workspace:
     scan_steps = {"ingest": "ingest", "clean": "clean", "register": "registrations"}
     steps = [StepSpec(name, folder, 1, _unused, lambda figures, thresholds: []) for name, folder in scan_steps.items()]
-    for name, folder, run in (("train", "models", _unused), ("evaluate", "evaluations", _unused)):
-        steps.append(StepSpec(name, folder, 1, run, lambda figures, thresholds: [], scope="model"))
+    model_steps = {"train": "models", "evaluate": "evaluations", "protocols": "protocols"}
+    for name, folder in model_steps.items():
+        steps.append(StepSpec(name, folder, 1, _unused, lambda figures, thresholds: [], scope="model"))
     steps.append(StepSpec("report", "reports", 1, run_report, judge_report, scope="model"))
     store = LocalStore(root)
     store.put("template.npz", _template().to_bytes())
@@ -171,6 +172,10 @@ def _workspace(root: Path) -> Workspace:
     }
     outputs = {"evaluation.json": json.dumps(evaluation).encode(), "scan_000.png": png, "train_000.png": png}
     workspace.commit("evaluate", "m", inputs={}, outputs=outputs)
+    distance = {"point_to_triangle_mm": {"mean": 0.7, "low": 0.6, "high": 0.8}}
+    measured = {"failures": 0, "face": distance, "face_scans": 1, "head_scans": 0, "hair_scans": 0}
+    protocol = {"protocol": "noise", "what": "noise along rays", "rows": [], "levels": {"1.5 mm": {"nphm": measured}}}
+    workspace.commit("protocols", "m", inputs={}, outputs={"noise/protocol.json": json.dumps(protocol).encode()})
     return workspace
 
 
@@ -190,6 +195,9 @@ def test_the_step_gathers_what_the_others_left(tmp_path: Path) -> None:
         ("PCA", "face", "002/neutral"),
     ]
     assert len(told.curve) == 9
+    assert [table.name for table in told.protocols] == ["noise"]
+    assert told.protocols[0].cells[1][:5] == ["1.5 mm", "face", "nphm", "1", "0"]
+    assert "0.600 to 0.800" in build_report(told).decode()
     manifest = run_report(workspace, "m")
     assert manifest.accepted
     assert (tmp_path / "reports/m/index.html").read_bytes() == build_report(told)
