@@ -24,10 +24,11 @@ from model.trained_model import TrainedModel
 from model.training_data import TrainingData
 from model.units import MM_PER_UNIT, to_units
 from pipeline.batches import DeformationBatches, IdentityBatches
-from pipeline.blends import RegisteredPeople, with_blends
+from pipeline.blends import RegisteredPeople, blend_batches
 from pipeline.opening import open_workspace
-from pipeline.train import TrainingScans, deformation_batches, identity_batches, training_scans
+from pipeline.train import deformation_batches, identity_batches
 from pipeline.train_config import TrainConfig
+from pipeline.training_scans import TrainingScans, training_scans
 from pipeline.workspace import Workspace
 from registration.mesh import mesh_from_ply
 from registration.template import Template
@@ -108,14 +109,17 @@ class TrainingSet:
         """The same with batches as a config asks for them, and perhaps a template with other anchors."""
         identity = identity_batches(config, self.scans, seed=1)
         deformation = deformation_batches(config, self.scans, seed=2)
-        people = RegisteredPeople.read(self.workspace, self.scans, self.workspace.config.sample.deformation, template)
-        if template is not None:
-            identity.anchors_mm = people.canonical[:, template.anchors]
-        mean = identity.anchors_mm.mean(0, dtype=np.float64)
         counts = len(self.scans.subjects), len(self.scans.scans)
-        data = TrainingData(identity, deformation, *counts, mean, people.template.anchor_pairs)
-        if config.blends_per_step:
-            data = with_blends(data, people, config, seed=3)
+        shapes = motions = people = None
+        if template is not None or config.blends_per_step:
+            people = RegisteredPeople.read(self.workspace, self.scans, config.blend_motions, template)
+        if template is not None and people is not None:
+            identity.anchors_mm = people.canonical_mm[:, template.anchors]
+        if config.blends_per_step and people is not None:
+            shapes, motions = blend_batches(config, people, seed=3)
+        mean = identity.anchors_mm.mean(0, dtype=np.float64)
+        pairs = (template or self.workspace.template()).anchor_pairs
+        data = TrainingData(identity, deformation, *counts, mean, pairs, shape_blends=shapes, motion_blends=motions)
         return replace(self, identity=identity, deformation=deformation, data=data)
 
 

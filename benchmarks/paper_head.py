@@ -14,7 +14,7 @@ from model import HeadModel
 from model.config import PAPER_FIELD
 from model.training import train
 from pipeline.config import preset_config
-from pipeline.train import head_box_mm, mean_plane
+from pipeline.training_scans import head_box_mm, mean_plane
 from pipeline.workspace import Workspace
 from storage.digest import digest_json
 

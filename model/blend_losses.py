@@ -1,7 +1,7 @@
-"""The losses of blended people: what lies between the codes of registered ones is their registrations' mean.
+"""The losses of blended people: where their codes are mixed, so are their registrations.
 
-They are not the paper's. A field that knows few people passes through each and means little between them; these terms
-say what it should mean there.
+They are not the paper's. A field that knows few people passes through each and means little elsewhere; these terms say
+what it should mean there.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ class BlendedShapesBatch:
 
 @dataclass(frozen=True)
 class BlendedMotionsBatch:
-    """Blends of n expressions on B blends of n people, model units, head frame.
+    """B blends of q expressions, each on a blend of n people, model units, head frame.
 
     Attributes:
         subject: (B, n) int64 the people.
         share: (B, n, K + 2) of each in every part of the identity code.
-        scan: (B, n) int64 whose expressions.
-        expression_share: (B, n, 1) of each in the expression code.
+        scan: (B, q) int64 whose expressions.
+        expression_share: (B, q, 1) of each in the expression code.
         canonical, posed: (B, P, 3).
         weight: (B, P) confidence.
     """
@@ -80,7 +80,7 @@ def blended_shape_losses(
         distances.append(found.reshape(blends, -1))
         error = length(slopes.reshape(blends, -1, 3) - batch.normal[:, :cut])
         losses["blend_normals"] = weighted_mean(error, batch.weight[:, :cut], shared)
-    if cut < points:
+    if cut < points and weights.blend_sdf:
         distances.append(field.sdf(prepared, *flat(batch.surface[:, cut:])).reshape(blends, -1))
     if weights.blend_sdf:
         losses["blend_sdf"] = weighted_mean(torch.cat(distances, 1).abs(), batch.weight, shared)

@@ -21,6 +21,9 @@ OWN_SHARE = 0.5
 REACH_MM = 50.0
 """How far apart parts are whose own shares correlate by exp(-1/2)."""
 
+EXPRESSION_EVENNESS = 0.5
+"""Below 1 a few expressions have most of a blend, above it all have about as much."""
+
 
 def part_root(anchors_mm: NDArray[np.floating]) -> NDArray[np.float64]:
     """A root (K + 2, K + 1) of ``part_correlation``."""
@@ -63,6 +66,15 @@ def draw_shares(rng: np.random.Generator, root: NDArray[np.float64], blends: int
     noise = rng.standard_normal((blends, parents, root.shape[1])) @ root.T
     away = (noise - noise.mean(1, keepdims=True)) / np.sqrt(parents - 1)
     return (1 / parents + away).astype(np.float32)
+
+
+def draw_expression_shares(rng: np.random.Generator, blends: int, parents: int) -> NDArray[np.float32]:
+    """Shares (B, n) of n expressions in B blends: none negative, with sum one.
+
+    What a face does, a mouth that opens or a lid that closes, mostly goes one way from rest: less than nothing of it
+    would push lips through each other.
+    """
+    return rng.dirichlet(np.full(parents, EXPRESSION_EVENNESS), blends).astype(np.float32)
 
 
 def part_weights(

@@ -62,7 +62,9 @@ def identity_prior(
     # the global part, local parts and sums, and differences: entries of a group have comparable spreads
     kind = np.where(place < layout.global_dim, 0, np.where(swap < place, 2, 1))
     diagonal = turn.T @ (turn * _pooled(spread.mean(0), kind)[:, None])
-    own = part_correlation(anchors_mm)[np.ix_(layout.part, layout.part)] * (away.T @ away / len(both))
+    alike = part_correlation(anchors_mm)[np.ix_(layout.part, layout.part)]
+    alike = (alike + alike[np.ix_(swap, swap)]) / 2  # people's mean anchors are not quite symmetric
+    own = alike * (away.T @ away / len(both))
     share = shrinkage / (len(codes) + shrinkage)
     return CodePrior(mean, np.linalg.inv(share * diagonal + (1 - share) * own))
 

@@ -132,6 +132,7 @@ class _Run:
                 "subjects": data.subjects,
                 "scans": data.scans,
                 "validation": data.validation_subjects,
+                "batches": sorted(data.sources()),
                 "anchors": np.asarray(data.mean_anchors_mm, np.float64).round(4).tolist(),
                 "start": None if start is None else digest_bytes(encode(start.weights)),
             }

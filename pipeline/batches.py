@@ -32,38 +32,23 @@ Prepare = Callable[[Batch], Batch]
 """Turns a batch into another, in the thread that reads ahead: for instance into arrays in pinned memory for a GPU."""
 
 
-class _Batches(ABC):
-    """What both kinds of batches share: order of scans, state, reading ahead."""
+class NumberedBatches(ABC):
+    """Endless batches by their numbers, read ahead; where the iteration stands is one of these.
 
-    def __init__(
-        self,
-        sources: Sequence[ScanSource],
-        counts: Mapping[str, int],
-        batch: int,
-        seed: int,
-        cache_mib: int = CACHE_MIB,
-        ahead: int = 2,
-        prepare: Prepare | None = None,
-    ) -> None:
-        self._sources = list(sources)
-        self._prepare = prepare
-        self._counts = {part: count for part, count in counts.items() if count > 0}
-        self._batch = batch
-        if not self._sources:
-            raise ConfigError(one_line("no scan to draw batches from", "training", "", "accept scans or add subjects"))
-        for number, source in enumerate(self._sources):
-            empty = [part for part in self._counts if source.rows(part) == 0]
-            if empty:
-                where = f"scan {number} of {len(self._sources)}"
-                raise ConfigError(one_line(f"has no {empty[0]} samples", where, "", "run the sample step again"))
-        cache = BlockCache(self._sources, self._counts, cache_mib * 2**20)
-        self._shuffler = Shuffler(self._sources, seed, cache)
-        rows = [[source.rows(part) for part in self._counts] for source in self._sources]
-        self._digest = digest_json({"seed": seed, "batch": batch, "counts": self._counts, "rows": rows})
+    Args:
+        digest: of what the batches depend on.
+        ahead: batches read ahead in a thread of their own; 0 reads when asked.
+    """
+
+    def __init__(self, digest: str, ahead: int) -> None:
+        self._digest, self._ahead = digest, ahead
         self._step = 0
-        self._ahead = ahead
         self._worker: ThreadPoolExecutor | None = None
         self._coming: deque[Future[Batch]] = deque()
+
+    @abstractmethod
+    def batch_at(self, step: int) -> Batch:
+        """The batch of a number."""
 
     def __iter__(self) -> Iterator[Batch]:
         return self
@@ -101,13 +86,43 @@ class _Batches(ABC):
         """Go on from a state, bit for bit.
 
         Raises:
-            ConfigError: the state belongs to other scans, counts or another seed.
+            ConfigError: the state belongs to other data, settings or another seed.
         """
         if state["digest"] != self._digest:
-            why = "its scans, counts, batch size or seed differ"
+            why = "its data, counts, batch size or seed differ"
             raise ConfigError(one_line("is of other batches", "loader state", why, "start training anew"))
         self.close()
         self._step = int(state["step"])
+
+
+class _Batches(NumberedBatches):
+    """What all batches of samples share: order of scans, and how their points are taken."""
+
+    def __init__(
+        self,
+        sources: Sequence[ScanSource],
+        counts: Mapping[str, int],
+        batch: int,
+        seed: int,
+        cache_mib: int = CACHE_MIB,
+        ahead: int = 2,
+        prepare: Prepare | None = None,
+    ) -> None:
+        self._sources = list(sources)
+        self._prepare = prepare
+        self._counts = {part: count for part, count in counts.items() if count > 0}
+        self._batch = batch
+        if not self._sources:
+            raise ConfigError(one_line("no scan to draw batches from", "training", "", "accept scans or add subjects"))
+        for number, source in enumerate(self._sources):
+            empty = [part for part in self._counts if source.rows(part) == 0]
+            if empty:
+                where = f"scan {number} of {len(self._sources)}"
+                raise ConfigError(one_line(f"has no {empty[0]} samples", where, "", "run the sample step again"))
+        cache = BlockCache(self._sources, self._counts, cache_mib * 2**20)
+        self._shuffler = Shuffler(self._sources, seed, cache)
+        rows = [[source.rows(part) for part in self._counts] for source in self._sources]
+        super().__init__(digest_json({"seed": seed, "batch": batch, "counts": self._counts, "rows": rows}), ahead)
 
     def batch_at(self, step: int) -> Batch:
         """The batch of a step; the same for the same step, whatever came before."""

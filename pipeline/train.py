@@ -5,21 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pipeline.batches import ColorBatches, DeformationBatches, IdentityBatches, IdentityCounts, Prepare
 from pipeline.checkpoints import Checkpoints
 from pipeline.compared import read_registration
-from pipeline.keys import subject_of, subjects_of
 from pipeline.row_decoding import decode_rows
-from pipeline.sample_sources import SampleSources
-from pipeline.scan_rows import ScanSource
 from pipeline.train_config import STEP_VERSION, Metrics, TrainConfig
 from pipeline.training_curves import curve_files
+from pipeline.training_scans import TrainingScans, head_box_mm, mean_plane, training_scans
 from storage.digest import digest_json
 from storage.errors import ConfigError, one_line
 from storage.manifest import Manifest
@@ -31,43 +28,7 @@ if TYPE_CHECKING:
     from pipeline.workspace import Workspace
 
 
-_BOX_MARGIN_MM = 15.0
 _POINTS_AGAINST_PARENT = 5000
-
-
-@dataclass(frozen=True)
-class TrainingScans:
-    """The accepted samples of the training subjects.
-
-    Attributes:
-        subjects: ids, sorted.
-        subject_sources: canonical scan of each.
-        scans: keys, sorted, of the subjects' scans with correspondences.
-        scan_sources: one each.
-        throat_planes: (subjects, 4) head frame, mm.
-    """
-
-    subjects: tuple[str, ...]
-    subject_sources: tuple[ScanSource, ...]
-    scans: tuple[str, ...]
-    scan_sources: tuple[ScanSource, ...]
-    throat_planes: NDArray[np.float64]
-
-    def subject_of_scan(self) -> list[int]:
-        """The place of each scan's subject."""
-        return [self.subjects.index(subject_of(key)) for key in self.scans]
-
-    def of(self, chosen: Sequence[str]) -> TrainingScans:
-        """What belongs to some of the subjects."""
-        own = [place for place, subject in enumerate(self.subjects) if subject in chosen]
-        scans = [place for place, key in enumerate(self.scans) if subject_of(key) in chosen]
-        return TrainingScans(
-            tuple(self.subjects[place] for place in own),
-            tuple(self.subject_sources[place] for place in own),
-            tuple(self.scans[place] for place in scans),
-            tuple(self.scan_sources[place] for place in scans),
-            self.throat_planes[own],
-        )
 
 
 def run_train(workspace: Workspace, key: str) -> Manifest:
@@ -203,7 +164,7 @@ class Training:
         from model.training import train
         from model.training_data import TrainingData
         from model.training_figures import training_figures
-        from pipeline.blends import RegisteredPeople, with_blends
+        from pipeline.blends import RegisteredPeople, blend_batches
 
         scans, held_out = self._scans()
         parent = None if self.parent is None else self._model_of(self.parent)
@@ -232,9 +193,12 @@ class Training:
                 0 if validating is None else len(held_out.subjects),
                 painting if painting is None else reading.enter_context(painting),
             )
-            if self.baseline is None and config.blends_per_step:
-                people = RegisteredPeople.read(self.workspace, scans, self.workspace.config.sample.deformation)
-                data = with_blends(data, people, config, seed + 3, prepare)
+            if self.baseline is None and config.blends_per_step and len(scans.subjects) > 1:
+                people = RegisteredPeople.read(self.workspace, scans, config.blend_motions)
+                shapes, motions = (
+                    reading.enter_context(blends) for blends in blend_batches(config, people, seed + 3, prepare)
+                )
+                data = replace(data, shape_blends=shapes, motion_blends=motions)
             start = None if parent is None else parent.warm_start(scans.subjects, scans.scans)
             if self.baseline is not None:
                 data = self.baseline.data(data)
@@ -334,54 +298,3 @@ def against_parent(parent: HeadModel, head: HeadModel, scans: TrainingScans) -> 
         if sum(map(len, parts)):
             told[f"{name}_face_median_mm"] = float(np.median(np.concatenate(parts)))
     return {name: round(value, 4) for name, value in told.items()}
-
-
-def training_scans(workspace: Workspace) -> TrainingScans:
-    """Find the accepted samples of all training subjects.
-
-    Raises:
-        ConfigError: there are none.
-    """
-    sources = SampleSources(workspace)
-    sampled: dict[str, ScanSource] = {}
-    for key in workspace.scans():
-        manifest = workspace.manifest("sample", key)
-        if workspace.split(subject_of(key)) == "train" and manifest is not None and manifest.accepted:
-            sampled[key] = sources.open(key, manifest)
-    canonical: dict[str, str] = {}
-    for subject in subjects_of(sampled):
-        own = workspace.canonical_key(subject)
-        if own is not None and own in sampled and sampled[own].rows("surface"):
-            canonical[subject] = own
-    if not canonical:
-        why = f"{len(sampled)} scans of training subjects were sampled, no canonical one among them"
-        remedy = "see 'nphm status' for what was rejected"
-        raise ConfigError(one_line("nothing to train on", workspace.url, why, remedy))
-    scans = sorted(key for key in sampled if subject_of(key) in canonical)
-    planes = []
-    for key in canonical.values():
-        frame = json.loads(workspace.read(workspace.accepted("register", key), "frame.json"))
-        planes.append(np.asarray(frame["throat_plane"], np.float64))
-    return TrainingScans(
-        tuple(canonical),
-        tuple(sampled[key] for key in canonical.values()),
-        tuple(scans),
-        tuple(sampled[key] for key in scans),
-        np.stack(planes),
-    )
-
-
-def mean_plane(planes: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The mean (4,) of planes (n, 4), its normal of unit length."""
-    unit = planes / np.linalg.norm(planes[:, :3], axis=1, keepdims=True)
-    mean = unit.mean(0)
-    return np.asarray(mean / np.linalg.norm(mean[:3]))
-
-
-def head_box_mm(sources: Sequence[ScanSource]) -> NDArray[np.float64]:
-    """Corners (2, 3) of the box around all surface samples of all subjects, head frame, with a margin."""
-    corners = []
-    for source in sources:
-        surface = decode_rows("surface", source.read("surface", 0, source.rows("surface")))["surface"]
-        corners.append((surface.min(0) - _BOX_MARGIN_MM, surface.max(0) + _BOX_MARGIN_MM))
-    return np.stack([np.min([low for low, _ in corners], 0), np.max([high for _, high in corners], 0)]).astype(float)

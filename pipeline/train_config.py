@@ -38,9 +38,14 @@ class TrainConfig(Frozen):
         default=8,
         ge=0,
         description="blends of registered people, and of their expressions, in a step beside the samples; 0 trains "
-        "without",
+        "without, and one person alone is never blended",
     )
     blend_points: int = Field(default=300, ge=1, description="surface points a blend and step")
+    blend_motions: int = Field(
+        default=1000,
+        ge=2,
+        description="scans whose expressions are blended, spread evenly over all: they are held in memory",
+    )
     blend_parents: int = Field(default=6, ge=2, description="people, and expressions, mixed in a blend")
     color_points: int = Field(default=1000, ge=1, description="coloured points a subject and step, for a colour field")
     validation_share: float = Field(

@@ -11,12 +11,14 @@ from numpy.typing import NDArray
 
 from model.batch_tensors import BatchTensors
 from model.blend_losses import BlendedMotionsBatch, blended_motion_losses, blended_shape_losses
-from model.blend_shares import draw_shares, part_correlation, part_root, part_weights
+from model.blend_shares import draw_expression_shares, draw_shares, part_correlation, part_root, part_weights
 from model.codes import CodeBook, IdentityLayout
 from model.config import DeformationConfig, IdentityConfig
 from model.deformation_field import DeformationField
 from model.training import train
+from model.training_data import TrainingData
 from model.units import to_mm, to_units
+from storage.errors import ConfigError
 from tests.model.test_training import DIRECTIONS, RADII_MM, SHIFTS_MM, SUBJECT_OF, Balls, a_config, some_data
 
 ANCHORS_MM = DIRECTIONS * 75
@@ -37,6 +39,13 @@ def test_blends_vary_as_people_do() -> None:
     share = draw_shares(np.random.default_rng(0), part_root(ANCHORS_MM), 4000, 5)
     np.testing.assert_allclose(share.sum(1), 1, atol=1e-5)
     np.testing.assert_allclose(((share - 0.2) ** 2).sum(1).mean(0), 1, rtol=0.1)
+
+
+def test_expressions_are_never_undone() -> None:
+    share = draw_expression_shares(np.random.default_rng(0), 1000, 5)
+    assert share.min() >= 0
+    np.testing.assert_allclose(share.sum(1), 1, atol=1e-5)
+    assert share.max(1).mean() > 0.4  # some are nearly one of them
 
 
 def test_places_listen_to_the_nearest_anchor_and_far_ones_to_the_background() -> None:
@@ -141,6 +150,19 @@ def test_blends_teach_what_lies_between_people(joint: bool) -> None:
     (without, still), (between, moved) = errors
     assert between < 0.6 * without
     assert moved < 0.6 * still
+
+
+def test_a_training_with_blends_goes_on_in_the_same_bits() -> None:
+    def data() -> TrainingData:
+        return replace(some_data(), shape_blends=BlendedBalls(), motion_blends=BlendedShifts())
+
+    kept: dict[str, bytes] = {}
+    whole = train(a_config(20, 20), data(), kept.__setitem__)
+    for name in ("stage1-0000010", "stage2-0000010"):
+        found = train(a_config(20, 20), data(), lambda *at: None, resume=kept[f"{name}.safetensors"])
+        assert all(torch.equal(tensor, whole.tensors()[one]) for one, tensor in found.tensors().items())
+    with pytest.raises(ConfigError, match="checkpoint is of another training"):
+        train(a_config(20, 20), some_data(), lambda *at: None, resume=kept["stage1-0000010.safetensors"])
 
 
 def test_terms_without_weight_are_left_out() -> None:

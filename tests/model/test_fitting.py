@@ -136,7 +136,7 @@ def test_priors_know_the_mirror() -> None:
     codes = rng.normal(size=(6, 20))
     swap = mirrored_entries(layout)
     codes[:, 2:14] = 0.5 * (codes + codes[:, swap])[:, 2:14] + 0.05 * codes[:, 2:14]  # nearly symmetric people
-    anchors_mm = np.array([[-40, 0, 0], [40, 0, 0], [-30, 30, 0], [30, 30, 0], [0, 0, 50]])
+    anchors_mm = np.array([[-40, 0, 0], [42, 1, 0], [-30, 30, 0], [27, 30, 2], [0, 0, 50]])
     prior = identity_prior(codes, layout, anchors_mm)
     np.testing.assert_allclose(prior.mean, prior.mean[swap])
     code = rng.normal(size=20)

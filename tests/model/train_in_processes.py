@@ -19,6 +19,7 @@ from model.config import TrainingConfig
 from model.processes import join, leave
 from model.training import train
 from model.training_data import TrainingData
+from tests.model.test_blends import BlendedBalls, BlendedShifts
 from tests.model.test_training import DIRECTIONS, RADII_MM, Balls, Shifts, a_config
 
 KILLED_AT = 14
@@ -46,8 +47,10 @@ class Mortal(Balls):
 
 
 def data(marker: Path | None = None) -> TrainingData:
-    """Two ellipsoids and two shifts."""
-    return TrainingData(Mortal(marker), TwoShifts(), 2, 3, (DIRECTIONS * RADII_MM.mean(0)).astype(np.float32), 3)
+    """Two ellipsoids and two shifts, and blends of them."""
+    anchors = (DIRECTIONS * RADII_MM.mean(0)).astype(np.float32)
+    blends = {"shape_blends": BlendedBalls(), "motion_blends": BlendedShifts()}
+    return TrainingData(Mortal(marker), TwoShifts(), 2, 3, anchors, 3, **blends)
 
 
 def config() -> TrainingConfig:

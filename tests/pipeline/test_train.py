@@ -32,8 +32,9 @@ from pipeline.sample_format import (
     quantise_samples,
 )
 from pipeline.stepspec import Need, StepSpec
-from pipeline.train import is_for_validation, mean_plane, retrain, run_train
+from pipeline.train import is_for_validation, retrain, run_train
 from pipeline.train_config import STEP_VERSION, TrainConfig, TrainThresholds, judge_train
+from pipeline.training_scans import mean_plane
 from pipeline.workspace import Workspace
 from registration.mesh import Mesh, mesh_to_ply
 from registration.template import Template
