@@ -9,7 +9,7 @@ from pydantic import Field
 
 from storage.frozen import Frozen
 
-STEP_VERSION = 4
+STEP_VERSION = 5
 
 
 class RegisterConfig(Frozen):

@@ -57,6 +57,11 @@ class LinearModel:
             self.low[modes], self.high[modes],
         )  # fmt: skip
 
+    def held(self, modes: NDArray[np.bool_], coefficients: NDArray[np.float64]) -> LinearModel:
+        """The same head with the coefficients of some modes (k,) held."""
+        low, high = np.where(modes, coefficients, self.low), np.where(modes, coefficients, self.high)
+        return replace(self, low=low, high=high)
+
     def around(self, vertices: NDArray[np.int64]) -> tuple[LinearModel, NDArray[np.int64]]:
         """What of the head some vertices and their normals depend on, and where those vertices lie in it."""
         wanted = np.zeros(len(self.vertices), bool)

@@ -11,11 +11,12 @@ from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
 from registration.alignment import Alignment, align_head, fitting_unit
-from registration.basis_fit import COARSE, FINE, BasisFit, LinearModel, Misfit, Pins, fit_basis
+from registration.basis_fit import COARSE, FINE, BasisFit, LinearModel, Misfit, Pins, Stage, fit_basis
 from registration.crossings import crossing_faces, uncross
 from registration.fit_vertices import carriers, following, moving, softness
 from registration.landmarks import Landmarks
 from registration.mesh import Mesh, transform_points
+from registration.mouth_opening import left_over, places_of_lower_face
 from registration.nonrigid import AFTER_BASIS, final_matches, follow_surface
 from registration.registration_figures import apart_mm, mesh_figures, opening_faces, region_figures, skull_figures
 from registration.scan_labels import ScanLabels, label_scan
@@ -24,11 +25,14 @@ from registration.surface import SurfaceIndex
 from registration.template import Template
 from storage.errors import ScanRejected, one_line
 
-JAW_STARTS = (0.0, 0.35, 0.9)
-"""How far open the mouth is tried: from a closed mouth, the lips of an open one lie in the wrong basin."""
+JAW_STARTS = (0.0, 0.2, 0.4, 0.9)
+"""How far open the mouth is tried: from a closed mouth, the lips of an open one lie in the wrong basin. At first the
+mouth is held so, for few modes pay with the jaw for what they lack at the chin."""
 SECOND_START_TURN_DEG = (9.0, -9.0, 6.0)
 SECOND_START_SHIFT_MM = (4.0, 6.0, -6.0)
 """Where a second fit starts, away from the first one in the head's frame: the answer must not depend on it."""
+SAME_MM = 0.5
+"""Two fits so near to each other, in the median of the face, are one."""
 CLEARLY_BETTER = 0.03
 """A second fit whose cost is lower by this much is taken instead of the first."""
 MANY_MODES = 60
@@ -142,7 +146,8 @@ def register_expression(
         ScanRejected: no head is found.
     """
     scan = SurfaceIndex(clean, threads)
-    alignment = _aligned(scan, template, seed, landmarks, start)
+    own = replace(template, mesh=Mesh.of(canonical.vertices_head_mm, template.mesh.faces))
+    alignment = _aligned(scan, template, seed, landmarks, start, own)
     moves = _moves(template, jaw_alone=False)
     told = np.zeros(len(moves.basis))
     told[: len(canonical.expression)] = canonical.expression
@@ -161,8 +166,13 @@ def _aligned(
     seed: int,
     landmarks: Landmarks | None,
     start: NDArray[np.floating] | None,
+    own: Template | None = None,
 ) -> Alignment:
+    """Where the head is: by the template, or by the person's own head where it is known and the template's differs."""
     alignment = align_head(scan.vertices, scan.normals, template, seed, landmarks=landmarks, start=start)
+    if not alignment.accepted and own is not None:
+        known = align_head(scan.vertices, scan.normals, own, seed, landmarks=landmarks, start=start)
+        alignment = known if known.accepted else alignment
     if alignment.accepted:
         return alignment
     unit = fitting_unit(scan.vertices, scan.normals, template, seed)
@@ -224,35 +234,55 @@ def _fit(task: _Task, alignment: Alignment) -> _LinearFit:
     tight = Misfit.over(model.vertices, fine, weights, *task.lacks, SCAN_NOISE_MM)
     few = min(task.people, 40)
     coarse = model.subset(np.r_[np.arange(few), np.arange(task.people, len(model.basis))])
+    jaw = np.append(np.zeros(few), jaw_direction(template, len(coarse.basis) - few))
 
-    def tried(T: NDArray[np.float64], openings: Sequence[float]) -> BasisFit:
-        """From the opening of the mouth that leads on best."""
+    places = places_of_lower_face(scan, alignment.T_world_from_head, template)
+
+    def over(found: BasisFit, of: LinearModel) -> float:
+        return left_over(scan, places, found.T_scan_from_head, of.shape(found.coefficients), template)
+
+    def tried(T: NDArray[np.float64], openings: Sequence[float]) -> list[BasisFit]:
+        """From the openings of the mouth that explain most: of the head's places and of the scan's, often the same."""
         fits = []
         for opening in openings:
-            c = np.zeros(len(coarse.basis))
-            c[few:] = opening * jaw_direction(template, len(c) - few)
-            begin = BasisFit(T, c, np.zeros(len(rough)), 1.0)
-            fits.append(fit_basis(scan, coarse, loose, begin, COARSE[:1], pins))
-        best = min(fits, key=lambda fit: fit.cost)
-        return fit_basis(scan, coarse, loose, best, COARSE[1:], pins)
+            begin = BasisFit(T, opening * jaw, np.zeros(len(rough)), 1.0)
+            fits.append(fit_basis(scan, coarse.held(jaw != 0, opening * jaw), loose, begin, COARSE[:1], pins))
+        firsts = {int(np.argmin([fit.cost for fit in fits]))}
+        if len(fits) > 1:
+            firsts.add(int(np.argmin([over(fit, coarse) for fit in fits])))
+        found = [fit_basis(scan, coarse, loose, fits[k], COARSE[1:], pins) for k in sorted(firsts)]
+        found = [replace(_with_all_modes(fit, few, task), offset_mm=np.zeros(len(rough))) for fit in found]
+        same = len(found) > 1 and _between(found[0], found[1], task) < SAME_MM
+        return found[:1] if same else found
 
-    def refined(found: BasisFit, misfit: Misfit, labels: ScanLabels) -> BasisFit:
-        c = np.zeros(len(model.basis))
-        c[:few], c[task.people :] = found.coefficients[:few], found.coefficients[few:]
-        begin = BasisFit(found.T_scan_from_head, c, np.zeros(len(misfit.pick)), found.cost)
-        return fit_basis(scan, model, misfit, begin, FINE, pins, labels.skin)
+    def refined(found: BasisFit, misfit: Misfit, stages: tuple[Stage, ...], labels: ScanLabels | None) -> BasisFit:
+        return fit_basis(scan, model, misfit, found, stages, pins, None if labels is None else labels.skin)
 
-    first = tried(alignment.T_world_from_head, JAW_STARTS)
-    labels = label_scan(scan, first.T_scan_from_head, coarse.shape(first.coefficients), template)
-    best = refined(first, tight, labels)
+    def labelled(found: BasisFit) -> ScanLabels:
+        return label_scan(scan, found.T_scan_from_head, model.shape(found.coefficients), template)
+
+    def judged(found: list[BasisFit]) -> tuple[BasisFit, ScanLabels]:
+        """Fitted to skin alone; what is skin is told by all modes, for few leave lips standing out as a beard does."""
+        met = [refined(replace(fit, offset_mm=np.zeros(len(fine))), tight, FINE[:1], None) for fit in found]
+        best = min(met, key=lambda fit: fit.cost + over(fit, model)) if len(met) > 1 else met[0]
+        labels = labelled(best)
+        return refined(best, tight, FINE, labels), labels
+
+    best, labels = judged(tried(alignment.T_world_from_head, JAW_STARTS))
     second = tried(alignment.T_world_from_head @ _second_start(), JAW_STARTS[1:2])
-    other = refined(second, loose, labels)
+    other = refined(second[0], loose, FINE, labels)
     figures = {"second_start_mm": _between(best, other, task), "second_start_cost": other.cost - best.cost}
     if other.cost < best.cost - CLEARLY_BETTER:
-        labels = label_scan(scan, second.T_scan_from_head, coarse.shape(second.coefficients), template)
-        best = refined(second, tight, labels)
+        best, _ = judged(second)
     shape = model.shape(best.coefficients)
-    return _LinearFit(best, shape, label_scan(scan, best.T_scan_from_head, shape, template), figures)
+    return _LinearFit(best, shape, labelled(best), figures)
+
+
+def _with_all_modes(found: BasisFit, few: int, task: _Task) -> BasisFit:
+    """The same fit in all modes of the task, where it was made with the first few of people's."""
+    c = np.zeros(len(task.model.basis))
+    c[:few], c[task.people :] = found.coefficients[:few], found.coefficients[few:]
+    return replace(found, coefficients=c)
 
 
 def _second_start() -> NDArray[np.float64]:

@@ -1,15 +1,18 @@
 """People of the embedded head, posed and turned, get their own vertices back."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
+from registration.alignment import align_head
 from registration.basis_fit import FINE, BasisFit, LinearModel, Misfit, fit_basis
 from registration.fit_vertices import carriers, following, stable
 from registration.mesh import Mesh, transform_points, vertex_normals
 from registration.nonrigid import AFTER_BASIS, Level, follow_surface
 from registration.procedural_head import draw_person, head_template
-from registration.register_head import register_canonical, register_expression, throat_plane
+from registration.register_head import Registration, register_canonical, register_expression, throat_plane
 from registration.surface import SurfaceIndex
 from storage.errors import ScanRejected
 
@@ -63,6 +66,22 @@ def test_another_person_has_another_skull(canonical):
     clean, _ = _scan(draw_person(np.random.default_rng(11)), "neutral", _turned(4))
     registration = register_expression(clean, canonical[0], head_template())
     assert registration.figures["skull_disagreement_mm"] > 0.5
+
+
+def test_a_head_that_the_mean_does_not_find_is_found_by_the_persons_own():
+    template = head_template()
+    nothing = np.zeros((0, len(template.mesh.vertices), 3), np.float32)
+    bare = replace(template, name="bare", identity_basis=nothing, expression_basis=nothing, expression_names=())
+    person = draw_person(np.random.default_rng(15))
+    rare = person.vertices("neutral") - template.mesh.vertices  # twice as far from the mean as the person is
+    canonical, funnel = (person.vertices(name, 0.9) + rare for name in ("neutral_open", "funnel"))
+    scan = Mesh.of(funnel, template.mesh.faces)
+    assert not align_head(scan.vertices, vertex_normals(scan.vertices, scan.faces), bare, start=np.eye(4)).accepted
+    seen = np.ones(len(funnel), bool)
+    plane = throat_plane(canonical, template)
+    known = Registration(canonical, np.eye(4), np.zeros(len(funnel)), seen, plane, np.zeros(1))
+    found = register_expression(scan, known, bare)
+    assert _face_error(found, funnel) < 2.5
 
 
 def test_throat_plane_keeps_the_head():
