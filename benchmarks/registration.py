@@ -319,7 +319,8 @@ def main() -> None:
     figures: dict[str, float] = {}
     all_rows: list[dict] = []
     print(f"{'':20} {'skin':>6} {'95 %':>6} {'canon.':>6} {'all':>6} {'marks':>6} {'lips':>6} {'rejected':>8}")
-    for profile in ("studio",) if told.quick else tuple(told.profiles.split(",")):
+    profiles = ("studio",) if told.quick else tuple(told.profiles.split(","))
+    for profile in () if wanted == ["pairs"] else profiles:  # pairs need no captures
         subjects = 1 if told.quick else min(told.subjects or SUBJECTS[profile], SUBJECTS[profile])
         root = captures(told.work, profile, told.first, subjects, expressions)
         for run in (run for name, run in runs.items() if name in wanted):
