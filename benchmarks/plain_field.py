@@ -72,6 +72,10 @@ class PlainIdentity(nn.Module):
         (gradient,) = torch.autograd.grad(value.sum(), points, create_graph=create_graph)
         return value, gradient
 
+    def own_losses(self, prepared: PlainPrepared, near: Tensor) -> dict[str, Tensor]:
+        """None."""
+        return {}
+
 
 class PlainDeformation(nn.Module):
     """The expression network as the paper has it: the codes repeated for every point, autograd."""
