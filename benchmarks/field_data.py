@@ -110,13 +110,13 @@ class TrainingSet:
         identity = identity_batches(config, self.scans, seed=1)
         deformation = deformation_batches(config, self.scans, seed=2)
         counts = len(self.scans.subjects), len(self.scans.scans)
-        shapes = motions = people = None
+        shapes = motions = None
         if template is not None or config.blends_per_step:
             people = RegisteredPeople.read(self.workspace, self.scans, config.blend_motions, template)
-        if template is not None and people is not None:
-            identity.anchors_mm = people.canonical_mm[:, template.anchors]
-        if config.blends_per_step and people is not None:
-            shapes, motions = blend_batches(config, people, seed=3)
+            if template is not None:
+                identity.anchors_mm = people.canonical_mm[:, template.anchors]
+            if config.blends_per_step:
+                shapes, motions = blend_batches(config, people, seed=3)
         mean = identity.anchors_mm.mean(0, dtype=np.float64)
         pairs = (template or self.workspace.template()).anchor_pairs
         data = TrainingData(identity, deformation, *counts, mean, pairs, shape_blends=shapes, motion_blends=motions)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from benchmarks.field_data import TrainingSet
@@ -21,7 +20,6 @@ from model.optimisation import StageOptimiser
 from model.processes import ALONE
 from model.threads import fixed_threads
 from model.trained_model import TrainedModel
-from model.training_data import BatchSource
 
 Kind = Literal["stage1", "stage2", "joint"]
 
@@ -125,11 +123,7 @@ class _Steps:
     def _losses(self) -> tuple[Losses, Tensor]:
         data, objective = self._data.data, self._objective
         if self._kind == "joint":
-            return objective.joint(*_next(data.identity, data.deformation, data.shape_blends, data.motion_blends))
+            return objective.joint(*map(next, data.for_both()))
         if self._kind == "stage2":
-            return objective.deformation(*_next(data.deformation, data.motion_blends))
-        return objective.identity(*_next(data.identity, data.shape_blends))
-
-
-def _next(*batches: BatchSource | None) -> list[Mapping[str, NDArray]]:
-    return [next(source) for source in batches if source is not None]
+            return objective.deformation(*map(next, data.for_motions()))
+        return objective.identity(*map(next, data.for_shapes()))

@@ -41,7 +41,7 @@ VIEW_SPREAD_DEG = 12.0
 POINTS, FEW_POINTS, NOISE_MM = 2500, 250, 1.5
 NOISY_SCANS = 6
 ROOT = Path(__file__).resolve().parents[1]
-SEARCH = ("pose_search", "search_model", "point_fit", "point_search", "cloud_noise", "cloud_normals")
+SEARCH = ("point_order", "pose_search", "search_model", "point_fit", "point_search", "cloud_noise", "cloud_normals")
 """Modules of ``registration`` that the rows of poses and of things depend on."""
 
 

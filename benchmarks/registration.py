@@ -67,11 +67,12 @@ ICT_SKIN_VERTICES = 11248
 FALSE_FACE_MM, FALSE_LANDMARKS_MM = 1.0, 4.0
 """A registration that is this far off and still accepted is a false accept."""
 PARTS = (
-    "alignment", "basis_fit", "correspondence", "crossings", "fit_vertices", "mouth_opening", "nonrigid", "pose_search",
-    "register_head", "registration_figures", "scan_labels", "search_model", "shape_modes", "smoothness", "surface",
+    "alignment", "basis_fit", "correspondence", "crossings", "fit_vertices", "mouth_opening", "nonrigid", "point_order",
+    "pose_search", "register_head", "registration_figures", "scan_labels", "search_model", "shape_modes",
+    "smoothness", "surface",
 )  # fmt: skip
 """Modules of ``registration`` that rows depend on."""
-SEARCH_PARTS = ("alignment", "pose_search", "search_model", "shape_modes")
+SEARCH_PARTS = ("alignment", "point_order", "pose_search", "search_model", "shape_modes")
 """Those that the search for the head depends on."""
 ROWS = ("table", "nobasis", "procedural", "cut", "poses", "pairs")
 

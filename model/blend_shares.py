@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from model.blending import anchor_reach, anchor_weight
+from model.blending import Blending, anchor_reach, anchor_weight
 from model.config import IdentityConfig
 from model.units import to_units
 
@@ -20,7 +20,6 @@ OWN_SHARE = 0.5
 """Of the variance of a part's shares: what is its own and its neighbours'; the rest all parts have in common."""
 REACH_MM = 50.0
 """How far apart parts are whose own shares correlate by exp(-1/2)."""
-
 EXPRESSION_EVENNESS = 0.5
 """Below 1 a few expressions have most of a blend, above it all have about as much."""
 
@@ -95,8 +94,10 @@ def part_weights(
     count = len(anchors)
     reach = anchor_reach(anchors, pairs, config.reach_neighbours, config.reach_factor).clamp_min(1e-6)
     offset = (points[:, None] - anchors[None]).reshape(-1, 3)
-    weight = anchor_weight(offset, reach.repeat(len(points)), config.sharpness)[0].reshape(-1, count)
-    left = (1 - weight.sum(1) / config.background_limit).clamp_min(0)
-    background = config.background_weight * left.square()
-    whole = torch.cat([torch.zeros(len(points), 1), weight, background[:, None]], 1)
-    return np.asarray((whole / whole.sum(1, keepdim=True)).numpy())
+    weight, _ = anchor_weight(offset, reach.repeat(len(points)), config.sharpness)
+    point = torch.arange(len(points)).repeat_interleave(count)
+    blending = Blending.of(len(points), point, weight, config.background_weight, config.background_limit)
+    whole = torch.zeros(len(points), count + 2)
+    whole[:, 1:-1] = weight.reshape(-1, count)
+    whole[blending.background_point, -1] = blending.background_weight
+    return np.asarray((whole / blending.total[:, None]).numpy())

@@ -68,7 +68,7 @@ class Objective:
         z_id = model.identity_codes(self.tensors.tensor(own["subject"]))
         z_ex = model.expression_codes(self.tensors.tensor(own["scan"]))
         samples, weights = self.tensors.deformation(own), self.config.deformation_losses
-        anchors = model.identity.anchors_head(model.identity.layout.split(z_id)[0])
+        anchors = self._anchors(z_id)
         scans = len(batch["scan"])
         lines = self.processes.lines(scans)
         noise = torch.randn(scans, self.config.field.deformation.compressed_dim, generator=self.noise)[lines]
@@ -85,13 +85,18 @@ class Objective:
             losses |= self._blended_motions(blends)
         return losses, total(losses, weights)
 
+    def _anchors(self, z_id: Tensor) -> Tensor:
+        """Where the anchors (B, K, 3) of identities (B, D) lie."""
+        identity = self.model.identity
+        return identity.anchors_head(identity.layout.split(z_id)[0])
+
     def _blended_motions(self, batch: Batch) -> Losses:
         model = self.model
         blends = self.tensors.blended_motions(self.processes.part(batch))
         z_id = model.identity_codes.mixed(blends.subject, blends.share, self._part)
         whole = self._part.new_zeros(model.expression_codes.codes.shape[1])
         z_ex = model.expression_codes.mixed(blends.scan, blends.expression_share, whole)
-        anchors = model.identity.anchors_head(model.identity.layout.split(z_id)[0])
+        anchors = self._anchors(z_id)
         prepared = model.deformation.prepare(z_id, anchors, z_ex)
         return blended_motion_losses(model.deformation, prepared, blends, self.processes.mean)
 

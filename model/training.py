@@ -161,13 +161,13 @@ class _Run:
             config.stage2, model.deformation.parameters(), model.expression_codes.codes, "deformation"
         )
         if data.deformation is not None and config.joint:
-            sources = _present(data.identity, data.deformation, data.shape_blends, data.motion_blends)
-            stages = [_Stage("joint", 1, config.stage1.steps, (shape, motion), sources, self.objective.joint)]
+            both = (shape, motion)
+            stages = [_Stage("joint", 1, config.stage1.steps, both, data.for_both(), self.objective.joint)]
         else:
-            sources = _present(data.identity, data.shape_blends)
+            sources = data.for_shapes()
             stages = [_Stage("stage1", 1, config.stage1.steps, (shape,), sources, self.objective.identity)]
             if data.deformation is not None:
-                sources = _present(data.deformation, data.motion_blends)
+                sources = data.for_motions()
                 stages += [_Stage("stage2", 2, config.stage2.steps, (motion,), sources, self.objective.deformation)]
         if model.regions is not None:
             naming = StageOptimiser(config.stage3, model.regions.parameters(), model.identity_codes.codes, "regions")
@@ -273,10 +273,6 @@ class _Run:
             self.looks_since_best = values["looks_since_best"]
             self.best_weights = {name: t for name, t in tensors.items() if name.startswith(_BEST)}
         return values["stage"], values["step"], tensors
-
-
-def _present(*batches: BatchSource | None) -> tuple[BatchSource, ...]:
-    return tuple(source for source in batches if source is not None)
 
 
 def best_device() -> str:

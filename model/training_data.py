@@ -58,8 +58,24 @@ class TrainingData:
     shape_blends: BatchSource | None = None
     motion_blends: BatchSource | None = None
 
+    def for_shapes(self) -> tuple[BatchSource, ...]:
+        """What a step of the identity field takes its batches from."""
+        return _present(self.identity, self.shape_blends)
+
+    def for_motions(self) -> tuple[BatchSource, ...]:
+        """What a step of the deformation field takes its batches from."""
+        return _present(self.deformation, self.motion_blends)
+
+    def for_both(self) -> tuple[BatchSource, ...]:
+        """What a joint step takes its batches from."""
+        return _present(self.identity, self.deformation, self.shape_blends, self.motion_blends)
+
     def sources(self) -> dict[str, BatchSource]:
         """All batches of those who are trained on, by name; later stages and figures go on where earlier ones ended."""
         named = {"identity": self.identity, "deformation": self.deformation, "color": self.color}
         named |= {"shape_blends": self.shape_blends, "motion_blends": self.motion_blends}
         return {name: batches for name, batches in named.items() if batches is not None}
+
+
+def _present(*batches: BatchSource | None) -> tuple[BatchSource, ...]:
+    return tuple(source for source in batches if source is not None)

@@ -15,7 +15,7 @@ from pipeline.batches import Batch, NumberedBatches, Prepare
 from pipeline.compared import read_registration, spread
 from pipeline.deformation_samples import vertex_confidence
 from pipeline.training_scans import TrainingScans, mean_plane
-from registration.mesh import face_areas, vertex_normals
+from registration.mesh import face_areas, unit, vertex_normals
 from registration.template import Template
 from storage.digest import digest_bytes, digest_json
 from storage.errors import ConfigError, one_line
@@ -264,7 +264,7 @@ class _BlendedHeads:
         own = self.at(canonical_mm, self.subject)
         of_people = np.einsum("bmp,bmpc->bpc", self.own.mean(3), _face_normals(own))
         mixed = self.inside(np.einsum("bmpi,bmpic->bpic", self.own, self.at(normals, self.subject)))
-        return _unit(_unit(mixed) + _face_normals(corners_mm) - _unit(of_people))
+        return unit(unit(mixed) + _face_normals(corners_mm) - unit(of_people))
 
     def doubt(self, doubt: NDArray[np.float32]) -> NDArray[np.float32]:
         """(B, P) of the mixed places, of the people's (S, n): each counts as much as its share moves the place."""
@@ -274,11 +274,7 @@ class _BlendedHeads:
 def _face_normals(corners: NDArray[np.float32]) -> NDArray[np.float32]:
     """Unit normals (..., 3) of triangles (..., 3, 3)."""
     first, second = corners[..., 1, :] - corners[..., 0, :], corners[..., 2, :] - corners[..., 0, :]
-    return _unit(np.cross(first, second))
-
-
-def _unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
-    return np.asarray(vectors / np.linalg.norm(vectors, axis=-1, keepdims=True).clip(1e-9))
+    return unit(np.cross(first, second))
 
 
 class BlendedShapes(_Blends):

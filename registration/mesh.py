@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from storage.ply import read_ply, write_ply
+
+Real = TypeVar("Real", bound=np.floating)
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,7 @@ def transform_points(T: NDArray[np.floating], points: NDArray[np.floating]) -> N
 
 def face_normals(vertices: NDArray[np.floating], faces: NDArray[np.integer]) -> NDArray[np.float64]:
     """Unit normals (m, 3); zero where a triangle has no area."""
-    return _unit(_face_cross(vertices, faces))
+    return unit(_face_cross(vertices, faces))
 
 
 def face_areas(vertices: NDArray[np.floating], faces: NDArray[np.integer]) -> NDArray[np.float64]:
@@ -88,7 +91,7 @@ def vertex_normals(vertices: NDArray[np.floating], faces: NDArray[np.integer]) -
     total: NDArray[np.float64] = np.stack(
         [np.bincount(faces.ravel(), np.repeat(cross[:, axis], 3), minlength=len(vertices)) for axis in range(3)], 1
     )
-    return _unit(total)
+    return unit(total)
 
 
 def _face_cross(vertices: NDArray[np.floating], faces: NDArray[np.integer]) -> NDArray[np.float64]:
@@ -96,8 +99,9 @@ def _face_cross(vertices: NDArray[np.floating], faces: NDArray[np.integer]) -> N
     return np.cross(corner[:, 1] - corner[:, 0], corner[:, 2] - corner[:, 0])
 
 
-def _unit(vectors: NDArray[np.float64]) -> NDArray[np.float64]:
-    length = np.linalg.norm(vectors, axis=1, keepdims=True)
+def unit(vectors: NDArray[Real]) -> NDArray[Real]:
+    """Vectors (..., 3) at unit length; zero stays zero."""
+    length = np.linalg.norm(vectors, axis=-1, keepdims=True)
     return np.divide(vectors, length, out=np.zeros_like(vectors), where=length > 1e-20)
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from registration.mesh import Mesh, transform_points
+from registration.point_order import cell_numbers
 from registration.surface import SurfaceIndex
 from registration.template import REGIONS, Template
 
@@ -43,9 +44,7 @@ def places_of_lower_face(
     members = np.flatnonzero(near)
     if not len(members):
         return members
-    cell = np.floor((points[members] - points[members].min(0)) / CELL_MM).astype(np.int64)
-    size = cell.max(0) + 1
-    _, first = np.unique((cell[:, 0] * size[1] + cell[:, 1]) * size[2] + cell[:, 2], return_index=True)
+    _, first = np.unique(cell_numbers(points[members], CELL_MM), return_index=True)
     return members[first]
 
 

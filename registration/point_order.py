@@ -1,4 +1,4 @@
-"""An order of points in which neighbours follow each other."""
+"""Cells of space that points lie in, and an order of points in which neighbours follow each other."""
 
 from __future__ import annotations
 
@@ -6,6 +6,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 _BITS = 16
+
+
+def cell_numbers(points: NDArray[np.floating], edge: float) -> NDArray[np.int64]:
+    """A number (n,) for the cell of each point (n, 3), one or more, in a grid of cubes from their least corner on."""
+    cell = np.floor((points - points.min(0)) / edge).astype(np.int64)
+    size = cell.max(0) + 1
+    return np.asarray((cell[:, 0] * size[1] + cell[:, 1]) * size[2] + cell[:, 2])
 
 
 def morton_order(points: NDArray[np.floating]) -> NDArray[np.int64]:

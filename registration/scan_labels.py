@@ -18,6 +18,7 @@ from scipy.sparse.csgraph import connected_components
 from scipy.spatial import cKDTree
 
 from registration.mesh import Mesh, transform_points
+from registration.point_order import cell_numbers
 from registration.surface import SurfaceIndex
 from registration.template import REGIONS, Template
 
@@ -113,13 +114,10 @@ def _tolerance(template: Template) -> tuple[NDArray[np.float64], NDArray[np.floa
 
 def _cells(points: NDArray, normals: NDArray) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
     """The cell (v,) of each vertex, and mean point and unit normal of each cell."""
-    key = np.floor((points - points.min(0)) / CELL_MM).astype(np.int64)
     # Surfaces that lie back to back, such as hair over skin, are kept apart by the side that they face.
     axis = np.abs(normals).argmax(1)
     side = 2 * axis + (normals[np.arange(len(normals)), axis] > 0)
-    size = key.max(0) + 1
-    flat = ((key[:, 0] * size[1] + key[:, 1]) * size[2] + key[:, 2]) * 6 + side
-    _, cell = np.unique(flat, return_inverse=True)
+    _, cell = np.unique(cell_numbers(points, CELL_MM) * 6 + side, return_inverse=True)
     normal = _cell_means(cell, normals)
     return cell, _cell_means(cell, points), normal / np.maximum(np.linalg.norm(normal, axis=1, keepdims=True), 1e-9)
 

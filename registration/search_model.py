@@ -10,6 +10,7 @@ from scipy.spatial import cKDTree
 from scipy.spatial.transform import Rotation
 
 from registration.mesh import sample_surface, transform_points, vertex_normals
+from registration.point_order import cell_numbers
 from registration.shape_modes import expression_modes, identity_modes
 from registration.template import REGIONS, Template
 
@@ -113,10 +114,7 @@ class ThinScan:
     @classmethod
     def of(cls, points: NDArray[np.float64], normals: NDArray[np.float64], cell_mm: float) -> ThinScan:
         """Thin (n, 3) points; a cell whose normals disagree keeps none."""
-        key = np.floor((points - points.min(0)) / cell_mm).astype(np.int64)
-        size = key.max(0) + 1
-        flat = (key[:, 0] * size[1] + key[:, 1]) * size[2] + key[:, 2]
-        _, index = np.unique(flat, return_inverse=True)
+        _, index = np.unique(cell_numbers(points, cell_mm), return_inverse=True)
         times = np.bincount(index)
         point = np.stack([np.bincount(index, points[:, i]) for i in range(3)], 1) / times[:, None]
         normal = np.stack([np.bincount(index, normals[:, i]) for i in range(3)], 1) / times[:, None]
