@@ -68,7 +68,8 @@ def quality_rows(work: Path, quick: bool) -> dict[str, float]:
     ]
     posed = kept(work / "rows" / f"field-{name}-posed.json", lambda: posed_errors(workspace, head))
     figures = {f"train_{figure}": float(np.median([row[figure] for row in rows])) for figure in rows[0]}
-    figures["train_most_pieces"] = max(row["pieces"] for row in rows)
+    for figure in ("pieces", "pieces_with_crumbs"):
+        figures[f"train_most_{figure}"] = max(row[figure] for row in rows)
     return figures | {"posed_face_mean_mm": float(np.mean(posed)), "train_seconds_this_time": seconds}
 
 
@@ -93,6 +94,7 @@ def head_row(work: Path, workspace: Workspace, head: HeadModel, captures: Path, 
         "head_median_mm": float(np.median(seen)),
         "head_p95_mm": float(np.percentile(seen, 95)),
         "pieces": float(vertex_pieces(mesh).max() + 1),
+        "pieces_with_crumbs": float(vertex_pieces(head.mesh(subject, "canonical", crumbs=True)).max() + 1),
     }
 
 

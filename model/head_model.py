@@ -26,6 +26,7 @@ from model.shape_and_motion import MotionField, ShapeField
 from model.trained_model import TrainedModel, WarmStart
 from model.units import MM_PER_UNIT, to_mm, to_units
 from registration.mesh import Mesh
+from registration.pieces import without_crumbs
 from registration.template import Template
 from storage.errors import ConfigError, one_line
 
@@ -34,6 +35,9 @@ FORMAT = 1
 
 CANONICAL = "canonical"
 """Name of the expression that deforms nothing."""
+
+_CRUMB_SHARE = 0.01
+"""Smaller pieces of a surface, by area over the largest one's, are crumbs: a hundredth of a head is a ball of 2 cm."""
 
 
 @dataclass(frozen=True)
@@ -255,27 +259,40 @@ class HeadModel:
         points = to_units(self._tensor(np.asarray(points_head_mm, np.float32)))
         return np.asarray(to_mm(self.identity_field.sdf(prepared, points)).cpu().numpy())
 
-    def mesh(self, identity: str | ArrayLike, expression: str | ArrayLike = CANONICAL, resolution: int = 256) -> Mesh:
-        """The head as a mesh above the throat plane, all its pieces; what is not one piece is not hidden.
+    def mesh(
+        self,
+        identity: str | ArrayLike,
+        expression: str | ArrayLike = CANONICAL,
+        resolution: int = 256,
+        crumbs: bool = False,
+    ) -> Mesh:
+        """The head as a mesh above the throat plane.
 
-        Where the model has a colour field, the vertices have the subject's colours; a code has those of the middle.
+        Crumbs are left out: specks in front of the surface and bubbles under it, pieces of less than a hundredth of
+        the largest one's area. A field has such where no sample speaks and its codes are no trained person's. Where the
+        model has a colour field, the vertices have the subject's colours; a code has those of the middle.
 
         Args:
             identity: subject id or code (D,).
             expression: SUBJECT/EXPRESSION, "canonical" or a code (F,).
             resolution: cells along the longest edge of the box.
+            crumbs: keep all pieces, as the field has them.
 
         Returns:
             Head frame, mm.
         """
-        head = self.meshes(identity, [expression], resolution)[0]
+        head = self.meshes(identity, [expression], resolution, crumbs)[0]
         if self.color_field is None:
             return head
         canonical = self.unpose(head.vertices, identity, expression)
         return replace(head, colors=self.colors(canonical, identity))
 
     def meshes(
-        self, identity: str | ArrayLike, expressions: Sequence[str | ArrayLike], resolution: int = 256
+        self,
+        identity: str | ArrayLike,
+        expressions: Sequence[str | ArrayLike],
+        resolution: int = 256,
+        crumbs: bool = False,
     ) -> list[Mesh]:
         """The head in several expressions; arguments as ``mesh``.
 
@@ -284,18 +301,19 @@ class HeadModel:
         """
         code = self.identity_code(identity)
         if self.config.deformation.direction == "backward":
-            return [self._surface(self._distance(code, one), resolution) for one in expressions]
-        canonical = self._surface(self._distance(code, CANONICAL), resolution)
+            return [self._surface(self._distance(code, one), resolution, crumbs) for one in expressions]
+        canonical = self._surface(self._distance(code, CANONICAL), resolution, crumbs)
         return [canonical.with_vertices(self.pose(canonical.vertices, code, one)) for one in expressions]
 
     @torch.no_grad()
-    def _surface(self, distance: Callable[[Tensor], Tensor], resolution: int) -> Mesh:
+    def _surface(self, distance: Callable[[Tensor], Tensor], resolution: int, crumbs: bool) -> Mesh:
         """The zero level of a distance in model units, above the throat plane."""
 
         def distance_mm(points_mm: NDArray[np.float32]) -> NDArray[np.float32]:
             return np.asarray(to_mm(distance(to_units(self._tensor(points_mm)))).cpu().numpy())
 
-        return extract(distance_mm, self.box_mm[0], self.box_mm[1], resolution, self.throat_plane)
+        whole = extract(distance_mm, self.box_mm[0], self.box_mm[1], resolution, self.throat_plane)
+        return whole if crumbs else without_crumbs(whole, _CRUMB_SHARE)
 
     def _distance(self, identity: NDArray[np.float32], expression: str | ArrayLike) -> Callable[[Tensor], Tensor]:
         """Distance to the canonical head, or to one that a backward deformation has posed."""

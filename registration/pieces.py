@@ -1,4 +1,4 @@
-"""Connected pieces of a mesh: which belong to the head, and which guessed patches are small enough to keep."""
+"""Connected pieces of a mesh: which belong to the head, which are crumbs, which guessed patches are small enough."""
 
 from __future__ import annotations
 
@@ -69,6 +69,14 @@ def split_pieces(mesh: Mesh, least_area_mm2: float, gap_mm: float) -> Pieces:
         dropped += 1
         lost_mm2 += float(area[piece])
     return Pieces(kept, loose, dropped, lost_mm2 / float(area.sum()))
+
+
+def without_crumbs(mesh: Mesh, least_share: float) -> Mesh:
+    """Without the closed or open pieces whose area is below a share of the largest piece's; cavities count as pieces."""
+    label = vertex_pieces(mesh)
+    area = np.bincount(label[mesh.faces[:, 0]], face_areas(mesh.vertices, mesh.faces), minlength=label.max(initial=0) + 1)
+    crumb = area < least_share * area.max()
+    return mesh.select_vertices(~crumb[label]) if crumb.any() else mesh
 
 
 def small_patches(mesh: Mesh, guessed: NDArray[np.bool_], widest_mm: float) -> NDArray[np.bool_]:

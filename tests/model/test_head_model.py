@@ -12,6 +12,7 @@ from model.training import train
 from registration.mesh import Mesh, boundary_vertices
 from registration.template import Template
 from storage.errors import ConfigError
+from tests.model.test_metrics import sphere
 from tests.model.test_training import DIRECTIONS, RADII_MM, SHIFTS_MM, a_config, some_data
 
 
@@ -64,6 +65,21 @@ def test_mesh_is_the_head_above_the_throat(head: HeadModel) -> None:
     still = head.mesh("b", resolution=64)
     assert np.median(posed.vertices - still.vertices, axis=0) == pytest.approx(SHIFTS_MM[1], abs=1.5)
     assert np.abs(head.anchors_mm("a") - DIRECTIONS * RADII_MM[0]).max() < 4
+
+
+def test_crumbs_are_left_out_unless_asked_for(head: HeadModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    shell, bun, speck = sphere(90.0), sphere(25.0), sphere(5.0)
+    parts = [shell.with_vertices(shell.vertices + [0, 20, 0]), bun.with_vertices(bun.vertices + [0, 0, -120]), speck]
+    counts = [len(part.vertices) for part in parts]
+    whole = Mesh.of(
+        np.concatenate([part.vertices for part in parts]),
+        np.concatenate([part.faces + start for part, start in zip(parts, [0, *np.cumsum(counts)], strict=False)]),
+    )
+    monkeypatch.setattr("model.head_model.extract", lambda *_: whole)
+    assert len(head.mesh("a").vertices) == counts[0] + counts[1]
+    assert len(head.mesh("a", crumbs=True).vertices) == sum(counts)
+    monkeypatch.setattr("model.head_model.extract", lambda *_: Mesh.of(np.zeros((0, 3)), np.zeros((0, 3))))
+    assert len(head.mesh("a").vertices) == 0
 
 
 def test_codes_and_names_are_checked(head: HeadModel) -> None:
