@@ -23,7 +23,9 @@ class FitConfig(Frozen):
         default=10.0, gt=0, description="distance that the robust kernel forgives at the start, mm"
     )
     last_scale_mm: float = Field(default=1.0, gt=0, description="the same at the end, mm")
-    noise_mm: float = Field(default=1.0, gt=0, description="expected distance of a point from a fitted surface, mm")
+    noise_mm: float = Field(
+        default=0.4, gt=0, description="expected distance of a point from a fitted surface beside the scan's own noise, mm"
+    )
     first_stiffness: float = Field(
         default=30.0, gt=0, description="factor on the identity's prior at the start, falling to 1"
     )
