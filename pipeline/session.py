@@ -145,7 +145,8 @@ def read_session(root: Path) -> Session:
         ) from error
     told = read_json(data, str(file))
     if type(told.get("schema_version")) is not int or told["schema_version"] != 1:
-        why = f"found {repr(told.get('schema_version'))[:80]}, known is 1"
+        found = repr(told["schema_version"])[:80] if "schema_version" in told else "none"
+        why = f"found {found}, known is 1"
         raise ScanRejected(one_line("schema_version is not known", str(file), why, "export with schema_version 1"))
     try:
         session = Session.model_validate(told)

@@ -64,6 +64,16 @@ def test_wrong_schema_version(workspace, make_session):
     ]
 
 
+def test_no_schema_version(workspace, make_session):
+    session = make_session()
+    note = session / "session.json"
+    told = json.loads(note.read_text())
+    note.write_text(json.dumps({key: value for key, value in told.items() if key != "schema_version"}))
+    report = ingest_session(workspace, session)
+    why = "found none, known is 1"
+    assert report.faults == [f"{note}: schema_version is not known ({why}); export with schema_version 1"]
+
+
 def test_wrong_schema(workspace, make_session):
     session = make_session(layout="depth_frames", rig=None)
     report = ingest_session(workspace, session)
