@@ -9,7 +9,7 @@ from pydantic import Field
 
 from storage.frozen import Frozen
 
-STEP_VERSION = 8
+STEP_VERSION = 9
 
 
 class CleanConfig(Frozen):

@@ -6,7 +6,7 @@ Three stages, each keeping fewer candidates:
    template's, over all translations at once, so that a body, a chair or a wall does not shift the start;
 2. refine the best by trimmed point-to-plane iterations, the template towards the scan;
 3. let the survivors adapt to the person in more and more shape modes, and judge each by the share of the face that
-   finds surface of the right direction near itself.
+   finds surface of the right direction near itself, and the last one by how alike the two reliefs are as well.
 
 The last number tells the right basin from the back of the head or a chair; a scan without a head is not accepted.
 Where landmarks or an earlier step tell a pose, that is tried first, and spares the search if it leads to a head.
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from registration.landmarks import Landmarks, pose_by_landmarks
 from registration.pose_search import correlate
-from registration.search_model import Candidate, SearchModel, ThinScan, agreement, head_score, refine
+from registration.search_model import Candidate, SearchModel, ThinScan, agreement, head_score, judged_score, refine
 from registration.template import Template
 
 SETTLING_GATES_MM = (*(20.0,) * 3, *(15.0,) * 3, *(12.0,) * 3, *(10.0,) * 3, *(8.0,) * 3, 6.0, 6.0, 6.0, 5.0, 5.0)
@@ -30,15 +30,14 @@ SLIDES = ((-20.0, False), (-20.0, True), (14.0, False))
 """How far up the face, mm, and whether with the mouth half open, the best place is tried once more: heads far from the
 mean settle slowly, along a valley that leads down the face. Things that are no heads end where they were."""
 SURE_SCORE = 0.75
-"""A place that scores so much is the head's, and needs no such trial."""
+"""A place with so much of a ``head_score`` is the head's, and needs no such trial."""
 SECOND_CHANCES = 4
 """So many of the first places are followed to the end where no other leads to a head: few modes may rank them low."""
 ACCEPT_SCORE = 0.5
-"""Least score of a head.
+"""Least score of a head, by ``judged_score``.
 
-With a template of many identity modes heads reach 0.53 to 0.95, and half heads 0.66; cones, blobs, an animal's head,
-torsos, backs and tops of heads stay at or below 0.38. With few modes (the procedural head's) strangers reach 0.58 to
-0.87, mouths wide open and single views among them; an animal's head, a bust without a face 0.47.
+With or without modes, heads reach 0.57 to 1, mouths wide open, beards and strangers among them. Cones, blobs, torsos,
+backs of heads, animals and busts from behind stay at or below 0.43.
 """
 APART_MM = 160.0
 """Two places this far apart can't be the same head."""
@@ -215,7 +214,7 @@ def _settle(
     best = max(candidates, key=lambda candidate: candidate.score)
     if best.score < SURE_SCORE:
         best = max([best, *(_slid(best, *slide, fine, model) for slide in SLIDES)], key=lambda c: c.score)
-    score = best.score
+    score = judged_score(best, fine, model)
     reason = ""
     if score < ACCEPT_SCORE:
         reason = (

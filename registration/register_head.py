@@ -33,6 +33,8 @@ SECOND_START_SHIFT_MM = (4.0, 6.0, -6.0)
 """Where a second fit starts, away from the first one in the head's frame: the answer must not depend on it."""
 SAME_MM = 0.5
 """Two fits so near to each other, in the median of the face, are one."""
+FAR_MM = 1.5
+"""A second fit this far from the first one goes on as finely as the first one did before the two are compared."""
 CLEARLY_BETTER = 0.03
 """A second fit whose cost is lower by this much is taken instead of the first."""
 MANY_MODES = 60
@@ -271,6 +273,8 @@ def _fit(task: _Task, alignment: Alignment) -> _LinearFit:
     best, labels = judged(tried(alignment.T_world_from_head, JAW_STARTS))
     second = tried(alignment.T_world_from_head @ _second_start(), JAW_STARTS[1:2])
     other = refined(second[0], loose, FINE, labels)
+    if _between(best, other, task) > FAR_MM:
+        other = refined(replace(other, offset_mm=np.zeros(len(fine))), tight, FINE, labels)
     figures = {"second_start_mm": _between(best, other, task), "second_start_cost": other.cost - best.cost}
     if other.cost < best.cost - CLEARLY_BETTER:
         best, _ = judged(second)

@@ -29,6 +29,11 @@ JUDGED_GATE_MM, JUDGED_ANGLE_DEG = 3.0, 20.0
 SMOOTH_SHARE, USUAL_FACE = 0.5, 0.6
 REST_SHARE, USUAL_REST = 0.1, 0.4
 """What agreement of the whole face, and of the rest of the head, above the usual adds to that of the relief."""
+RELIEF_MM = 40.0
+"""Surroundings against which a normal's relief is told."""
+LIKENESS_SHARE, USUAL_LIKENESS = 1.5, 0.39
+"""What likeness of the reliefs above the usual adds to the score: heads reach 0.5 to 0.9, most other things 0.3 at
+most, a snowman or an animal with ears and snout 0.45."""
 
 
 @dataclass(frozen=True)
@@ -133,7 +138,7 @@ class ThinScan:
         return np.asarray(distance), np.asarray(index)
 
 
-def _relief(points: NDArray, normals: NDArray, radius_mm: float = 40.0) -> NDArray[np.float64]:
+def _relief(points: NDArray, normals: NDArray, radius_mm: float = RELIEF_MM) -> NDArray[np.float64]:
     """How far each normal turns away from its surroundings': what tells a face from a ball. 0 to 1."""
     tree = cKDTree(points)
     around = np.stack([normals[near].mean(0) for near in tree.query_ball_point(points, radius_mm)])
@@ -201,6 +206,46 @@ def head_score(candidate: Candidate, scan: ThinScan, model: SearchModel) -> floa
         float(agree[part].mean()) if part.any() else 0.0 for part in (model.face & covered, covered & ~model.face)
     )
     return float(np.clip(relief + SMOOTH_SHARE * (face - USUAL_FACE) + REST_SHARE * (rest - USUAL_REST), 0, 1))
+
+
+def judged_score(candidate: Candidate, scan: ThinScan, model: SearchModel) -> float:
+    """The last word on a place, 0 to 1: its ``head_score``, raised or lowered by how alike the two reliefs are.
+
+    A few modes bend a face to a bust from behind, a vase or a snowman until a good half of its points agree well; but
+    what stands out there is not what stands out of a face. A head that the modes meet badly still has nose, brows and
+    lips where they should be.
+    """
+    likeness = LIKENESS_SHARE * (relief_likeness(candidate, scan, model) - USUAL_LIKENESS)
+    return float(np.clip(head_score(candidate, scan, model) + likeness, 0, 1))
+
+
+def relief_likeness(candidate: Candidate, scan: ThinScan, model: SearchModel) -> float:
+    """Correlation, -1 to 1, of the face's relief with the scan's: of how normals turn away from their surroundings'.
+
+    Whatever the modes lack of a person is smooth, turns a normal together with its surroundings and so drops out. Both
+    reliefs are told from the covered points alone, so that one view of a face is no less like it.
+    """
+    points, normals = model.posed(candidate, len(model.basis))
+    distance, nearest = scan.nearest(points, COVERED_MM)
+    covered = np.isfinite(distance)
+    face = np.flatnonzero(model.face[covered])
+    if not len(face):
+        return 0.0
+    points, own, seen = points[covered], normals[covered], scan.normals[nearest[covered]]
+    near = [np.asarray(some, np.int64) for some in cKDTree(points).query_ball_point(points[face], RELIEF_MM)]
+    expected, found = (_standing_out(these, face, near) for these in (own, seen))
+    size = np.sqrt(np.square(expected).sum() * np.square(found).sum())
+    return float((expected * found).sum() / max(size, 1e-9))
+
+
+def _standing_out(
+    normals: NDArray[np.float64], among: NDArray[np.int64], near: list[NDArray[np.int64]]
+) -> NDArray[np.float64]:
+    """What normals (n, 3) at some places (p,) are beyond the mean direction of those near each, itself included."""
+    first = np.cumsum([0, *(len(some) for some in near[:-1])])
+    around = np.add.reduceat(normals[np.concatenate(near)], first)
+    around /= np.maximum(np.linalg.norm(around, axis=1, keepdims=True), 1e-9)
+    return np.asarray(normals[among] - around)
 
 
 def _agreeing(

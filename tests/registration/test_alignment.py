@@ -12,6 +12,7 @@ from registration.alignment import align_head, fitting_unit
 from registration.mesh import sample_surface, transform_points, vertex_normals
 from registration.pose_search import even_rotations
 from registration.procedural_head import draw_person, head_template
+from registration.search_model import Candidate, SearchModel, ThinScan, relief_likeness
 
 
 def _posed_head(seed: int, front_only: bool = False):
@@ -167,3 +168,26 @@ def test_rotations_are_rotations_and_spread():
     nearest_deg = np.degrees(np.arccos(cosine.max(1)))
     assert nearest_deg.min() > 10
     assert nearest_deg.max() < 35
+
+
+def _likeness(vertices: np.ndarray) -> float:
+    """How alike the embedded head's relief is to that of some vertices of its, in place."""
+    template = head_template()
+    model = SearchModel.of(template, np.random.default_rng(0))
+    scan = ThinScan.of(vertices, vertex_normals(vertices, template.mesh.faces), 3.5)
+    return relief_likeness(Candidate(np.eye(4), np.zeros(len(model.basis))), scan, model)
+
+
+def test_a_smooth_change_leaves_the_relief_alike():
+    """What modes lack of a person counts against a place, but not against what stands out of a face."""
+    vertices = head_template().mesh.vertices.astype(np.float64)
+    wider = vertices * [1.08, 0.95, 1.04] + 4.0 * np.sin(vertices[:, [1, 2, 0]] / 60.0)
+    assert _likeness(vertices) > 0.9
+    assert _likeness(wider) > 0.6
+
+
+def test_a_ball_is_unlike_a_face():
+    vertices = head_template().mesh.vertices.astype(np.float64)
+    middle = vertices.mean(0)
+    away = vertices - middle
+    assert _likeness(middle + 105.0 * away / np.linalg.norm(away, axis=1, keepdims=True)) < 0.3

@@ -73,7 +73,7 @@ def test_a_head_that_the_mean_does_not_find_is_found_by_the_persons_own():
     nothing = np.zeros((0, len(template.mesh.vertices), 3), np.float32)
     bare = replace(template, name="bare", identity_basis=nothing, expression_basis=nothing, expression_names=())
     person = draw_person(np.random.default_rng(15))
-    rare = person.vertices("neutral") - template.mesh.vertices  # twice as far from the mean as the person is
+    rare = 1.5 * (person.vertices("neutral") - template.mesh.vertices)  # so much further from the mean than the person
     canonical, funnel = (person.vertices(name, 0.9) + rare for name in ("neutral_open", "funnel"))
     scan = Mesh.of(funnel, template.mesh.faces)
     assert not align_head(scan.vertices, vertex_normals(scan.vertices, scan.faces), bare, start=np.eye(4)).accepted
