@@ -24,7 +24,7 @@ class FitConfig(Frozen):
     )
     last_scale_mm: float = Field(default=1.0, gt=0, description="the same at the end, mm")
     noise_mm: float = Field(
-        default=0.4, gt=0, description="expected distance of a point from a fitted surface beside the scan's own noise, mm"
+        default=0.4, gt=0, description="expected distance of a point from a fitted surface, beside its noise, mm"
     )
     first_stiffness: float = Field(
         default=30.0, gt=0, description="factor on the identity's prior at the start, falling to 1"

@@ -72,9 +72,11 @@ def split_pieces(mesh: Mesh, least_area_mm2: float, gap_mm: float) -> Pieces:
 
 
 def without_crumbs(mesh: Mesh, least_share: float) -> Mesh:
-    """Without the closed or open pieces whose area is below a share of the largest piece's; cavities count as pieces."""
+    """Without the pieces whose area is below a share of the largest piece's; cavities are pieces too."""
     label = vertex_pieces(mesh)
-    area = np.bincount(label[mesh.faces[:, 0]], face_areas(mesh.vertices, mesh.faces), minlength=label.max(initial=0) + 1)
+    area = np.bincount(
+        label[mesh.faces[:, 0]], face_areas(mesh.vertices, mesh.faces), minlength=label.max(initial=0) + 1
+    )
     crumb = area < least_share * area.max()
     return mesh.select_vertices(~crumb[label]) if crumb.any() else mesh
 
