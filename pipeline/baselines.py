@@ -64,12 +64,13 @@ def baseline_fitters(workspace: Workspace, model: str, config: EvaluateConfig) -
     from model.head_model import HeadModel
 
     settings: BaselinesConfig = workspace.config.of_step("baselines")  # type: ignore[assignment]
+    fit = config.fit.model_copy(update={"noise_mm": config.baseline_noise_mm})
     fitters = []
     for name in settings.methods:
         manifest = workspace.accepted("baselines", model)
         files = {file: workspace.read(manifest, f"{name}/{file}") for file in _MODEL_FILES}
         head: HeadModel = HeadModel.from_files(files, where=f"baselines/{model}/{name}")
-        fitters.append(baseline(name, settings.npm, settings.imface).fitter(head, config.fit, config.resolution))
+        fitters.append(baseline(name, settings.npm, settings.imface).fitter(head, fit, config.resolution))
     return fitters
 
 

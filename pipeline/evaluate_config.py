@@ -27,6 +27,11 @@ class EvaluateConfig(Frozen):
         default=None, gt=0, description="held-out scans that are fitted at most, spread over subjects; all by default"
     )
     fit: FitConfig = FitConfig()
+    baseline_noise_mm: float = Field(
+        default=1.0,
+        gt=0,
+        description="fit.noise_mm of the neural baselines, which meet even trained faces less nearly, mm",
+    )
     linear: tuple[Literal["pca", "bfm", "flame"], ...] = Field(
         default=("pca",), description="linear heads to compare with, learnt from the model's own registrations"
     )
