@@ -140,7 +140,7 @@ def test_a_fault_in_one_scan_lets_the_others_go_on_and_is_told_at_the_end(run, w
 
 
 def test_a_full_disk_stops_the_run_at_once(run, workspace):
-    told = run(SMALL_STEP_FINDS_NO_ROOM="clean 001/neutral", SMALL_STEP_SECONDS="0.2")
+    told = run(SMALL_STEP_FINDS_NO_ROOM="clean 001/neutral", SMALL_STEP_SECONDS="2")
     assert told["status"] == 1
     last = told["heard"].splitlines()[-1]
     assert "clean of 001/neutral: could not read or write" in last
