@@ -20,7 +20,7 @@ from pipeline.opening import open_workspace
 from pipeline.workspace import Workspace
 from registration.mesh import Mesh, mesh_from_ply, sample_surface, transform_points
 from registration.pictures import VIEWS, render, sheet, to_png
-from registration.pieces import vertex_pieces
+from registration.pieces import vertex_pieces, without_crumbs
 
 
 class TrueHead:
@@ -81,7 +81,8 @@ def head_row(work: Path, workspace: Workspace, head: HeadModel, captures: Path, 
     scan = mesh_from_ply(workspace.read(workspace.accepted("clean", key), "mesh.ply"))
     T_world_from_head = np.array(workspace.accepted("register", key).extra("T_world_from_head"))
     T_true_from_head = rigid_motion(scan, truth) @ T_world_from_head
-    mesh = head.mesh(subject, "canonical")
+    whole = head.mesh(subject, "canonical", crumbs=True)
+    mesh = without_crumbs(whole)
     picture = sheet([[render(mesh, azimuth, elevation) for azimuth, elevation in VIEWS]])
     (work / "rows").mkdir(parents=True, exist_ok=True)
     (work / "rows" / f"field-{subject}.png").write_bytes(to_png(picture))
@@ -94,7 +95,7 @@ def head_row(work: Path, workspace: Workspace, head: HeadModel, captures: Path, 
         "head_median_mm": float(np.median(seen)),
         "head_p95_mm": float(np.percentile(seen, 95)),
         "pieces": float(vertex_pieces(mesh).max() + 1),
-        "pieces_with_crumbs": float(vertex_pieces(head.mesh(subject, "canonical", crumbs=True)).max() + 1),
+        "pieces_with_crumbs": float(vertex_pieces(whole).max() + 1),
     }
 
 

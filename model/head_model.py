@@ -36,9 +36,6 @@ FORMAT = 1
 CANONICAL = "canonical"
 """Name of the expression that deforms nothing."""
 
-_CRUMB_SHARE = 0.01
-"""Smaller pieces of a surface, by area over the largest one's, are crumbs: a hundredth of a head is a ball of 2 cm."""
-
 
 @dataclass(frozen=True)
 class HeadModel:
@@ -313,7 +310,7 @@ class HeadModel:
             return np.asarray(to_mm(distance(to_units(self._tensor(points_mm)))).cpu().numpy())
 
         whole = extract(distance_mm, self.box_mm[0], self.box_mm[1], resolution, self.throat_plane)
-        return whole if crumbs else without_crumbs(whole, _CRUMB_SHARE)
+        return whole if crumbs else without_crumbs(whole)
 
     def _distance(self, identity: NDArray[np.float32], expression: str | ArrayLike) -> Callable[[Tensor], Tensor]:
         """Distance to the canonical head, or to one that a backward deformation has posed."""

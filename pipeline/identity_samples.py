@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pipeline.sample_blocks import Drawn, Rows, draw_blocks, drawn_until, rows_of_block
 from pipeline.sample_config import IdentitySampleConfig
 from registration.face_skin import on_face_skin
-from registration.mesh import Mesh, face_areas, vertex_normals
+from registration.mesh import Mesh, face_areas, unit, vertex_normals
 from registration.point_order import morton_order
 from registration.signed_distance import SignedDistanceField
 from registration.surface import SurfaceIndex
@@ -150,8 +150,7 @@ class IdentitySampler:
         """Interpolated unit normals, regions, and whether the rig saw the place."""
         points, face, bary = rows["points"], rows["triangle"], rows["bary"]
         corner = self._scan.faces[face]
-        normal = np.einsum("nk,nkc->nc", bary, self._normals[corner])
-        normal /= np.maximum(np.linalg.norm(normal, axis=1, keepdims=True), 1e-12)
+        normal = unit(np.einsum("nk,nkc->nc", bary, self._normals[corner]))
         seen = self._seen(corner)
         region = self._region[corner[np.arange(len(points)), bary.argmax(1)]]
         order = morton_order(points)

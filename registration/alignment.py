@@ -66,7 +66,7 @@ class Alignment:
 
     Attributes:
         T_world_from_head: (4, 4) float64, rigid, head mm to world mm (after ``unit_to_mm``).
-        score: 0 to 1, how well the relief of the covered face is found in the scan.
+        score: 0 to 1, how well the covered face is found in the scan, and how alike the two reliefs are.
         accepted: whether there is a head at all.
         reason: why not, else empty.
         unit_to_mm: the scale among the tried ones that fits.

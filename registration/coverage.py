@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
-from registration.mesh import Mesh, sample_surface, transform_points
+from registration.mesh import Mesh, sample_surface, transform_points, unit
 from registration.template import Template
 
 POINTS = 40_000
@@ -30,8 +30,7 @@ def coverage(mesh: Mesh, T_world_from_head: NDArray, template: Template) -> dict
     y, turn = 1 - 2 * i / 2000, np.pi * (1 + 5**0.5) * i
     ring = np.sqrt(1 - y * y)
     directions = np.stack([ring * np.cos(turn), y, ring * np.sin(turn)], 1)[y > -0.64]
-    seen = (head - middle) / np.maximum(np.linalg.norm(head - middle, axis=1, keepdims=True), 1e-9)
-    distance, _ = cKDTree(seen).query(directions, distance_upper_bound=0.06)
+    distance, _ = cKDTree(unit(head - middle)).query(directions, distance_upper_bound=0.06)
     face = template.mesh.vertices[template.face_mask][::8]
     near, _ = cKDTree(head).query(face, distance_upper_bound=12.0)
     return {

@@ -10,7 +10,7 @@ import open3d as o3d
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from registration.mesh import Mesh, vertex_normals
+from registration.mesh import Mesh, unit, vertex_normals
 
 Picture = NDArray[np.uint8]
 
@@ -84,8 +84,7 @@ def render(
     corner = mesh.faces[hit["primitive_ids"].numpy()[seen].astype(np.int64)]
     uv = hit["primitive_uvs"].numpy()[seen].astype(np.float64)
     weight = np.stack([1 - uv.sum(1), uv[:, 0], uv[:, 1]], 1)
-    normal = np.einsum("nk,nkc->nc", weight, vertex_normals(vertices, mesh.faces)[corner])
-    normal /= np.maximum(np.linalg.norm(normal, axis=1, keepdims=True), 1e-9)
+    normal = unit(np.einsum("nk,nkc->nc", weight, vertex_normals(vertices, mesh.faces)[corner]))
     light = 0.25 + 0.75 * np.clip(np.abs(normal @ (0.85 * back + 0.35 * up + 0.25 * right)), 0, 1)
     paint = mesh.colors if colors is None else colors
     base = np.array(CLAY, np.float64) if paint is None else np.einsum("nk,nkc->nc", weight, paint[corner].astype(float))

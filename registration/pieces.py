@@ -12,6 +12,9 @@ from scipy.spatial import cKDTree
 
 from registration.mesh import Mesh, face_areas
 
+CRUMB_SHARE = 0.01
+"""Smaller pieces of a head, by area over the largest one's, are crumbs: a hundredth of a head is a ball of 2 cm."""
+
 
 @dataclass(frozen=True)
 class Pieces:
@@ -50,7 +53,7 @@ def split_pieces(mesh: Mesh, least_area_mm2: float, gap_mm: float) -> Pieces:
         gap_mm: pieces whose nearest vertex is further from the largest piece are dropped.
     """
     label = vertex_pieces(mesh)
-    area = np.bincount(label[mesh.faces[:, 0]], face_areas(mesh.vertices, mesh.faces), minlength=label.max() + 1)
+    area = _piece_areas(mesh, label)
     main = int(area.argmax())
     tree = cKDTree(mesh.vertices[label == main])
     kept = label == main
@@ -71,14 +74,18 @@ def split_pieces(mesh: Mesh, least_area_mm2: float, gap_mm: float) -> Pieces:
     return Pieces(kept, loose, dropped, lost_mm2 / float(area.sum()))
 
 
-def without_crumbs(mesh: Mesh, least_share: float) -> Mesh:
-    """Without the pieces whose area is below a share of the largest piece's; cavities are pieces too."""
+def without_crumbs(mesh: Mesh) -> Mesh:
+    """Without the pieces that are small beside the largest one; cavities are pieces too."""
     label = vertex_pieces(mesh)
-    area = np.bincount(
-        label[mesh.faces[:, 0]], face_areas(mesh.vertices, mesh.faces), minlength=label.max(initial=0) + 1
-    )
-    crumb = area < least_share * area.max()
+    area = _piece_areas(mesh, label)
+    crumb = area < CRUMB_SHARE * area.max()
     return mesh.select_vertices(~crumb[label]) if crumb.any() else mesh
+
+
+def _piece_areas(mesh: Mesh, label: NDArray[np.int64]) -> NDArray[np.float64]:
+    """The area of each piece, by its label; one piece of none for a mesh without vertices."""
+    areas = face_areas(mesh.vertices, mesh.faces)
+    return np.asarray(np.bincount(label[mesh.faces[:, 0]], areas, minlength=label.max(initial=0) + 1), np.float64)
 
 
 def small_patches(mesh: Mesh, guessed: NDArray[np.bool_], widest_mm: float) -> NDArray[np.bool_]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from registration.mesh import Mesh, edges, vertex_normals
+from registration.mesh import Mesh, edges, unit, vertex_normals
 from registration.procedural_ears import ear_coordinates
 from registration.procedural_identity import smooth_noise
 from registration.procedural_neutral import bare_head, neutral_head
@@ -39,7 +39,7 @@ def grow_hair(rest: Field, style: str, rng: np.random.Generator) -> Mesh:
     covered = _cover(bare, style, hairline, nape)
     normal = vertex_normals(base, grid.faces)
     v, n, cover, faces = _refined(base, normal, covered, faces)
-    n /= np.maximum(np.linalg.norm(n, axis=1, keepdims=True), 1e-9)
+    n = unit(n)
     full = np.clip(cover, 0.0, 1.0)
     thick = _THICKNESS_MM[style] * (1.0 + 0.15 * smooth_noise(v, rng, 60.0)) + _ROUGHNESS_MM[style] * smooth_noise(
         v, rng, 18.0

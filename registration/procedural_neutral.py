@@ -9,6 +9,7 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 from scipy.interpolate import PchipInterpolator
 
+from registration.mesh import unit
 from registration.procedural_ears import shape_ears
 from registration.procedural_surface import EYE_MM, MOUTH_HALF_MM, MOUTH_Y_MM, head_distance
 from registration.procedural_topology import COLUMNS, EYE_ROW, MOUTH_ROW, ROWS, HeadGrid, Slit, head_grid
@@ -102,8 +103,7 @@ def _drop(xy: Field, front_mm: float = 150.0) -> Field:
 def _crown(cap: Field) -> Field:
     """Fill the crown: directions harmonic between the border's, on the form. Takes (k, k, 3), returns (k * k, 3)."""
     centre = np.array([0.0, 60.0, AXIS_Z_MM])
-    out = cap - centre
-    out /= np.maximum(np.linalg.norm(out, axis=-1, keepdims=True), 1e-9)
+    out = unit(cap - centre)
     k = cap.shape[0]
     s = np.linspace(0, 1, k)[:, None, None]
     t = np.linspace(0, 1, k)[None, :, None]
@@ -193,8 +193,7 @@ def _pull(grid: HeadGrid, v: Field, fixed: dict[int, Field], rounds: int = 6) ->
 
 
 def _normal(points: Field) -> Field:
-    slope = _slope(points, head_distance(points))
-    return slope / np.maximum(np.linalg.norm(slope, axis=1, keepdims=True), 1e-9)
+    return unit(_slope(points, head_distance(points)))
 
 
 def _slope(points: Field, distance: Field, h: float = 0.05) -> Field:

@@ -260,12 +260,15 @@ def _fit(task: _Task, alignment: Alignment) -> _LinearFit:
     def refined(found: BasisFit, misfit: Misfit, stages: tuple[Stage, ...], labels: ScanLabels | None) -> BasisFit:
         return fit_basis(scan, model, misfit, found, stages, pins, None if labels is None else labels.skin)
 
+    def finely(found: BasisFit, stages: tuple[Stage, ...], labels: ScanLabels | None) -> BasisFit:
+        return refined(replace(found, offset_mm=np.zeros(len(fine))), tight, stages, labels)
+
     def labelled(found: BasisFit) -> ScanLabels:
         return label_scan(scan, found.T_scan_from_head, model.shape(found.coefficients), template)
 
     def judged(found: list[BasisFit]) -> tuple[BasisFit, ScanLabels]:
         """Fitted to skin alone; what is skin is told by all modes, for few leave lips standing out as a beard does."""
-        met = [refined(replace(fit, offset_mm=np.zeros(len(fine))), tight, FINE[:1], None) for fit in found]
+        met = [finely(fit, FINE[:1], None) for fit in found]
         best = min(met, key=lambda fit: fit.cost + over(fit, model)) if len(met) > 1 else met[0]
         labels = labelled(best)
         return refined(best, tight, FINE, labels), labels
@@ -274,7 +277,7 @@ def _fit(task: _Task, alignment: Alignment) -> _LinearFit:
     second = tried(alignment.T_world_from_head @ _second_start(), JAW_STARTS[1:2])
     other = refined(second[0], loose, FINE, labels)
     if _between(best, other, task) > FAR_MM:
-        other = refined(replace(other, offset_mm=np.zeros(len(fine))), tight, FINE, labels)
+        other = finely(other, FINE, labels)
     figures = {"second_start_mm": _between(best, other, task), "second_start_cost": other.cost - best.cost}
     if other.cost < best.cost - CLEARLY_BETTER:
         best, _ = judged(second)

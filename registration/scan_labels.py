@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from scipy.sparse.csgraph import connected_components
 from scipy.spatial import cKDTree
 
-from registration.mesh import Mesh, transform_points
+from registration.mesh import Mesh, transform_points, unit
 from registration.point_order import cell_numbers
 from registration.surface import SurfaceIndex
 from registration.template import REGIONS, Template
@@ -118,8 +118,7 @@ def _cells(points: NDArray, normals: NDArray) -> tuple[NDArray[np.int64], NDArra
     axis = np.abs(normals).argmax(1)
     side = 2 * axis + (normals[np.arange(len(normals)), axis] > 0)
     _, cell = np.unique(cell_numbers(points, CELL_MM) * 6 + side, return_inverse=True)
-    normal = _cell_means(cell, normals)
-    return cell, _cell_means(cell, points), normal / np.maximum(np.linalg.norm(normal, axis=1, keepdims=True), 1e-9)
+    return cell, _cell_means(cell, points), unit(_cell_means(cell, normals))
 
 
 def _cell_means(cell: NDArray[np.int64], values: NDArray[np.float64]) -> NDArray[np.float64]:

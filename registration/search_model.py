@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 from scipy.spatial.transform import Rotation
 
-from registration.mesh import sample_surface, transform_points, vertex_normals
+from registration.mesh import sample_surface, transform_points, unit, vertex_normals
 from registration.point_order import cell_numbers
 from registration.shape_modes import expression_modes, identity_modes
 from registration.template import REGIONS, Template
@@ -66,8 +66,7 @@ class SearchModel:
         points, face, bary = sample_surface(mesh, count, rng)
         corner = mesh.faces[face]
         all_normals = vertex_normals(mesh.vertices, mesh.faces)
-        normals = np.einsum("nk,nkc->nc", bary, all_normals[corner])
-        normals /= np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-9)
+        normals = unit(np.einsum("nk,nkc->nc", bary, all_normals[corner]))
         region = template.regions[corner[np.arange(count), bary.argmax(1)]]
         table = np.array([REGION_WEIGHTS.get(name, 0.5) for name in REGIONS])
         first = [expression_modes(template, 4), identity_modes(template, 16)]
@@ -140,10 +139,21 @@ class ThinScan:
 
 def _relief(points: NDArray, normals: NDArray, radius_mm: float = RELIEF_MM) -> NDArray[np.float64]:
     """How far each normal turns away from its surroundings': what tells a face from a ball. 0 to 1."""
-    tree = cKDTree(points)
-    around = np.stack([normals[near].mean(0) for near in tree.query_ball_point(points, radius_mm)])
-    around /= np.maximum(np.linalg.norm(around, axis=1, keepdims=True), 1e-9)
-    return np.asarray(np.clip(np.linalg.norm(normals - around, axis=1) / 0.8, 0.02, 1.0))
+    away = _standing_out(normals, np.arange(len(points)), _near(points, points, radius_mm))
+    return np.asarray(np.clip(np.linalg.norm(away, axis=1) / 0.8, 0.02, 1.0))
+
+
+def _near(points: NDArray[np.float64], places: NDArray[np.float64], radius_mm: float) -> list[NDArray[np.int64]]:
+    """Which of the points (n, 3) lie about each of some of them (p, 3), itself among them."""
+    return [np.asarray(some, np.int64) for some in cKDTree(points).query_ball_point(places, radius_mm)]
+
+
+def _standing_out(
+    normals: NDArray[np.float64], among: NDArray[np.int64], near: list[NDArray[np.int64]]
+) -> NDArray[np.float64]:
+    """What normals (n, 3) at some places (p,) are beyond the mean direction of those near each, itself included."""
+    first = np.cumsum([0, *(len(some) for some in near[:-1])])
+    return np.asarray(normals[among] - unit(np.add.reduceat(normals[np.concatenate(near)], first)))
 
 
 def refine(candidate: Candidate, scan: ThinScan, model: SearchModel, gates_mm: tuple[float, ...], modes: int) -> None:
@@ -232,20 +242,10 @@ def relief_likeness(candidate: Candidate, scan: ThinScan, model: SearchModel) ->
     if not len(face):
         return 0.0
     points, own, seen = points[covered], normals[covered], scan.normals[nearest[covered]]
-    near = [np.asarray(some, np.int64) for some in cKDTree(points).query_ball_point(points[face], RELIEF_MM)]
+    near = _near(points, points[face], RELIEF_MM)
     expected, found = (_standing_out(these, face, near) for these in (own, seen))
     size = np.sqrt(np.square(expected).sum() * np.square(found).sum())
     return float((expected * found).sum() / max(size, 1e-9))
-
-
-def _standing_out(
-    normals: NDArray[np.float64], among: NDArray[np.int64], near: list[NDArray[np.int64]]
-) -> NDArray[np.float64]:
-    """What normals (n, 3) at some places (p,) are beyond the mean direction of those near each, itself included."""
-    first = np.cumsum([0, *(len(some) for some in near[:-1])])
-    around = np.add.reduceat(normals[np.concatenate(near)], first)
-    around /= np.maximum(np.linalg.norm(around, axis=1, keepdims=True), 1e-9)
-    return np.asarray(normals[among] - around)
 
 
 def _agreeing(
