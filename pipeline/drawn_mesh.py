@@ -27,10 +27,11 @@ def find_model(model: str, workspace: str) -> Path:
         ConfigError: neither is there.
     """
     named = Path(workspace) / "models" / model
-    for folder in (Path(model), named):
+    looked_in = dict.fromkeys((Path(model), named))  # a full path is both
+    for folder in looked_in:
         if (folder / "model.safetensors").is_file():
             return folder
-    why = f"neither {model} nor {named} holds a model.safetensors"
+    why = f"no model.safetensors in {' or '.join(map(str, looked_in))}"
     raise ConfigError(one_line("is no model", model, why, "name a model's folder, or a model of the workspace with -w"))
 
 

@@ -18,7 +18,7 @@ from model.carried_template import CarriedTemplate
 from model.code_draw import draw_identity
 from model.sparse_lattice import find_crossings
 from model.surface_columns import with_columns
-from pipeline.drawn_mesh import meshes_between
+from pipeline.drawn_mesh import find_model, meshes_between
 from pipeline.fit_document import CODES_FILE
 from pipeline.told_codes import expressions_of, identity_of
 from registration.mesh import mesh_from_ply, vertex_normals
@@ -84,6 +84,13 @@ def test_vertices_know_their_normal_their_region_and_their_place_on_the_template
     nose = head.template.mesh.vertices[head.template.landmarks[30]]
     assert names[np.linalg.norm(still.vertices - nose, axis=1).argmin()] == "face"
     assert {"face", "scalp", "ears", "neck", "lips"} <= set(names)
+
+
+def test_no_model_there_is_told_by_the_places_looked_in(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"is no model \(no model.safetensors in nobody or ws/models/nobody\)"):
+        find_model("nobody", "ws")
+    with pytest.raises(ConfigError, match=r"\(no model.safetensors in \S*/nobody\)"):
+        find_model(str(tmp_path / "nobody"), "ws")
 
 
 @pytest.mark.usefixtures("quickly_carried")
