@@ -12,6 +12,8 @@ import struct
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import google_crc32c
+
 JSON_LINES = "curve.jsonl"
 TENSORBOARD = "events.out.tfevents.0.nphm"
 """TensorBoard knows event files by the first part of this name."""
@@ -77,22 +79,7 @@ def _float(field: int, value: float) -> bytes:
     return _key(field, 5) + struct.pack("<f", value)
 
 
-def _crc_table() -> tuple[int, ...]:
-    table = []
-    for byte in range(256):
-        for _ in range(8):
-            byte = byte >> 1 ^ (0x82F63B78 if byte & 1 else 0)
-        table.append(byte)
-    return tuple(table)
-
-
-_TABLE = _crc_table()
-
-
 def masked_crc(data: bytes) -> int:
     """The CRC-32C of data, turned and shifted as these records ask for."""
-    crc = 0xFFFFFFFF
-    for byte in data:
-        crc = crc >> 8 ^ _TABLE[(crc ^ byte) & 0xFF]
-    crc ^= 0xFFFFFFFF
+    crc = google_crc32c.value(data)
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
