@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+import time
 import zlib
 
 import numpy as np
@@ -152,6 +153,14 @@ def test_mutated_images_are_read_or_rejected(data, seed, count):
 def test_what_is_no_json(data, what):
     with pytest.raises(ScanRejected, match=f"^x: .*{what}"):
         read_json(data, "x")
+
+
+def test_a_key_that_stands_twice_is_found_at_once():
+    data = "".join(f'"{number}": 0, ' for number in range(100_000))
+    started = time.process_time()
+    with pytest.raises(ScanRejected, match="key '99999' stands twice"):
+        read_json(f'{{{data}"99999": 1}}'.encode(), "x")
+    assert time.process_time() - started < 5  # a look at every pair of keys takes a minute
 
 
 def test_json_of_other_encodings():
