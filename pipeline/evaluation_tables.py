@@ -20,6 +20,16 @@ _COLUMNS = (
 
 _REGIONS = ("face", "head", "hair")
 
+_HEAD = ("region", "method", "scans", "failures", *(title for _, title, _ in _COLUMNS), "95 % interval mm")
+_LEVEL_HEAD = ("level", *_HEAD)
+
+# a level may be named by a rig, which is free text; an underscore within a word means nothing in Markdown
+_MARKDOWN = str.maketrans({character: f"\\{character}" for character in "\\|*`<["} | {"\n": " "})
+_LATEX = str.maketrans(
+    {character: f"\\{character}" for character in "_&%#${}"}
+    | {"\\": "\\textbackslash{}", "~": "\\textasciitilde{}", "^": "\\textasciicircum{}", "²": "$^2$", "\n": " "}
+)
+
 
 def markdown_table(evaluation: Mapping[str, Any]) -> str:
     """Means over the held-out scans by region and method, with the interval of the point-to-triangle distance.
@@ -30,10 +40,7 @@ def markdown_table(evaluation: Mapping[str, Any]) -> str:
     if not evaluation["held_out"]:
         lines += ["No subject is held out: there is nothing to fit to.", ""]
     else:
-        head = ["region", "method", "scans", "failures", *(title for _, title, _ in _COLUMNS), "95 % interval mm"]
-        lines += ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
-        lines += ["| " + " | ".join(row) + " |" for row in _rows(evaluation["summary"])]
-        lines.append("")
+        lines += [*_markdown_rows(_HEAD, _rows(evaluation["summary"])), ""]
         lines += _by_expression(evaluation["by_expression"])
     training = evaluation["training_summary"].get("face", {})
     if training:
@@ -46,31 +53,34 @@ def markdown_table(evaluation: Mapping[str, Any]) -> str:
 
 def latex_table(evaluation: Mapping[str, Any]) -> str:
     """The table of means as a LaTeX ``tabular`` with booktabs' rules, to be put into a paper as it is."""
-    head = ["region", "method", "scans", "failures", *(title for _, title, _ in _COLUMNS), "95\\,\\% interval mm"]
-    return _tabular(head, _rows(evaluation["summary"]), words=2)
+    return _tabular(_HEAD, _rows(evaluation["summary"]), words=2)
 
 
 def _tabular(head: Sequence[str], rows: Sequence[Sequence[str]], words: int) -> str:
     """Rows of cells, the first so many of them words and the others numbers."""
     columns = "l" * words + "r" * (len(head) - words)
     lines = ["% needs \\usepackage{booktabs}", f"\\begin{{tabular}}{{{columns}}}", "\\toprule"]
-    lines += [" & ".join(cell.replace("²", "$^2$") for cell in head) + " \\\\", "\\midrule"]
-    lines += [" & ".join(cell.replace("_", "\\_") for cell in row) + " \\\\" for row in rows]
+    titles, *values = (" & ".join(cell.translate(_LATEX) for cell in row) + " \\\\" for row in (head, *rows))
+    lines += [titles, "\\midrule", *values]
     return "\n".join([*lines, "\\bottomrule", "\\end{tabular}", ""])
+
+
+def _markdown_rows(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of a table."""
+    titles, *values = ("| " + " | ".join(cell.translate(_MARKDOWN) for cell in row) + " |" for row in (head, *rows))
+    return [titles, "|" + " --- |" * len(head), *values]
 
 
 def protocol_markdown(document: Mapping[str, Any]) -> str:
     """A protocol's means by level, region and method."""
     head, *rows = protocol_cells(document)
-    lines = [f"# {document['model']}: {document['protocol']}", "", document["what"], ""]
-    lines += ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
-    lines += ["| " + " | ".join(row) + " |" for row in rows]
-    return "\n".join([*lines, ""])
+    title = f"# {document['model']}: {document['protocol']}"
+    return "\n".join([title, "", document["what"], "", *_markdown_rows(head, rows), ""])
 
 
 def protocol_latex(document: Mapping[str, Any]) -> str:
     """The same as a LaTeX ``tabular`` with booktabs' rules."""
-    return _tabular(_protocol_head("95\\,\\% interval mm"), _level_rows(document), words=3)
+    return _tabular(_LEVEL_HEAD, _level_rows(document), words=3)
 
 
 def protocol_csv(document: Mapping[str, Any]) -> str:
@@ -80,11 +90,7 @@ def protocol_csv(document: Mapping[str, Any]) -> str:
 
 def protocol_cells(document: Mapping[str, Any]) -> list[list[str]]:
     """The same as lines of cells; the first has the columns' titles."""
-    return [_protocol_head("95 % interval mm"), *_level_rows(document)]
-
-
-def _protocol_head(interval: str) -> list[str]:
-    return ["level", "region", "method", "scans", "failures", *(title for _, title, _ in _COLUMNS), interval]
+    return [list(_LEVEL_HEAD), *_level_rows(document)]
 
 
 def _level_rows(document: Mapping[str, Any]) -> list[list[str]]:
@@ -94,12 +100,12 @@ def _level_rows(document: Mapping[str, Any]) -> list[list[str]]:
 def _by_expression(summaries: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """The face's mean point-to-triangle distance of each method on each expression."""
     methods = sorted({method for summary in summaries.values() for method in summary})
-    lines = ["| face, point to triangle mm | " + " | ".join(methods) + " |", "|" + " --- |" * (len(methods) + 1)]
+    rows = []
     for expression, summary in summaries.items():
         figures = (summary[method].get("face", {}).get("point_to_triangle_mm") for method in methods)
         cells = ["-" if figure is None else f"{figure['mean']:.3f}" for figure in figures]
-        lines.append(f"| {expression} | " + " | ".join(cells) + " |")
-    return [*lines, ""]
+        rows.append([expression, *cells])
+    return [*_markdown_rows(["face, point to triangle mm", *methods], rows), ""]
 
 
 def _rows(summary: Mapping[str, Any]) -> list[list[str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -39,7 +40,7 @@ from pipeline.evaluation import (
     summarise,
 )
 from pipeline.evaluation_pictures import scan_sheet, training_sheet
-from pipeline.evaluation_tables import latex_table
+from pipeline.evaluation_tables import latex_table, protocol_latex, protocol_markdown
 from pipeline.protocols import WHAT, cases, run_protocols
 from pipeline.protocols_config import Protocol, ProtocolsConfig
 from pipeline.steps import PROTOCOLS
@@ -154,6 +155,19 @@ def test_a_method_that_models_faces_is_measured_on_faces_and_has_not_failed() ->
     evaluation = {"summary": {"imface": summary}, "held_out": [], "model": "", "protocol": ""}
     rows = [line for line in latex_table(evaluation).splitlines() if "imface" in line]
     assert [row.split(" & ")[0] for row in rows] == ["face"]
+
+
+def test_a_rig_of_any_name_keeps_the_tables_whole() -> None:
+    figures = {"chamfer_l1_mm": {"mean": 1.5}}
+    summary = {"pca": {"face": figures, "face_scans": 2, "head_scans": 0, "hair_scans": 0, "failures": 0}}
+    document = {"model": "m", "protocol": "rig", "what": "", "levels": {"A & B | 50 % #2\\{x_y}$": summary}}
+    paper = [line for line in protocol_latex(document).splitlines() if line.endswith("\\\\")]
+    assert [len(re.findall(r"(?<!\\)&", line)) for line in paper] == [13, 13]
+    assert paper[1].startswith("A \\& B | 50 \\% \\#2\\textbackslash{}\\{x\\_y\\}\\$ & face & pca & 2")
+    assert "chamfer L2 mm$^2$" in paper[0]
+    lines = [line for line in protocol_markdown(document).splitlines() if line.startswith("|")]
+    assert [len(re.findall(r"(?<!\\)\|", line)) for line in lines] == [15, 15, 15]
+    assert lines[2].startswith("| A & B \\| 50 % #2\\\\{x_y}$ | face | pca | 2")
 
 
 def test_a_face_that_is_far_off_does_not_escape() -> None:
