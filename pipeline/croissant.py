@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -173,7 +174,11 @@ def _splits() -> dict[str, Any]:
 
 
 def find_faults(document: Any) -> list[str]:
-    """What in a Croissant document breaks the rules of the specification that a reader relies on; empty if nothing."""
+    """What in a Croissant document breaks the rules of the specification that a reader relies on; empty if nothing.
+
+    Args:
+        document: as ``storage.jsonfile.read_json`` gives it, which bounds how deep it is nested.
+    """
     if not isinstance(document, dict):
         return ["is no JSON object"]
     faults = []
@@ -186,13 +191,15 @@ def find_faults(document: Any) -> list[str]:
     if missing:
         faults.append(f"lacks {', '.join(missing)}")
     nodes = list(_nodes(document))
-    ids = [node["@id"] for node in nodes if "@type" in node and "@id" in node]
-    twice = sorted({name for name in ids if ids.count(name) > 1})
+    faults += [f"has an @id that is no text: {node['@id']!r:.80}" for node in nodes if not _is_text(node, "@id")]
+    named = [node for node in nodes if "@id" in node and _is_text(node, "@id")]
+    ids = Counter(node["@id"] for node in named if "@type" in node)
+    twice = sorted(name for name, count in ids.items() if count > 1)
     if twice:
         faults.append(f"uses an @id twice: {', '.join(twice)}")
-    lost = sorted({node["@id"] for node in nodes if set(node) == {"@id"}} - set(ids))
+    lost = sorted({node["@id"] for node in named if set(node) == {"@id"}} - set(ids))
     if lost:
-        faults.append(f"refers to what is not there: {', '.join(map(str, lost))}")
+        faults.append(f"refers to what is not there: {', '.join(lost)}")
     for node in nodes:
         if node.get("@type") == "cr:FileObject" and not (node.get("contentUrl") and node.get("sha256")):
             faults.append(f"{node.get('@id')} lacks contentUrl or sha256")
@@ -201,6 +208,11 @@ def find_faults(document: Any) -> list[str]:
         elif node.get("@type") == "cr:RecordSet" and not node.get("field"):
             faults.append(f"{node.get('@id')} has no field")
     return faults
+
+
+def _is_text(node: dict[str, Any], name: str) -> bool:
+    """Whether an entry is text, or absent."""
+    return isinstance(node.get(name, ""), str)
 
 
 def _nodes(value: Any) -> Iterable[dict[str, Any]]:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import count
+from typing import Any
 
 from pipeline.croissant import find_faults
 from pipeline.pseudonyms import is_pseudonym
@@ -30,7 +30,8 @@ from pipeline.release_documents import (
 )
 from pipeline.release_rights import covers_release
 from pipeline.sample_format import SAMPLES_ROOT
-from storage.errors import ConfigError, StorageConflict, one_line
+from storage.errors import ConfigError, ScanRejected, StorageConflict, one_line
+from storage.jsonfile import read_json
 from storage.manifest import Output
 from storage.store import Store, check_path
 
@@ -143,11 +144,9 @@ def _document_faults(store: Store, manifest: ReleaseManifest) -> Iterator[str]:
         yield str(error)
         return
     try:
-        croissant = json.loads(bounded(store, CROISSANT_PATH))
-    except StorageConflict as error:
+        croissant = read_json(bounded(store, CROISSANT_PATH), CROISSANT_PATH)
+    except (StorageConflict, ScanRejected) as error:
         yield str(error)
-    except (ValueError, RecursionError) as error:
-        yield f"{CROISSANT_PATH}: is no JSON ({error})"
     else:
         yield from (f"{CROISSANT_PATH}: {fault}" for fault in find_faults(croissant))
         yield from _other_digests(croissant, manifest)
@@ -161,11 +160,15 @@ def _document_faults(store: Store, manifest: ReleaseManifest) -> Iterator[str]:
         yield from _model_faults(store, scans, splits)
 
 
-def _other_digests(croissant: object, manifest: ReleaseManifest) -> Iterator[str]:
+def _other_digests(croissant: Mapping[str, Any], manifest: ReleaseManifest) -> Iterator[str]:
     digests = {file.path: file.sha256 for file in manifest.files}
-    for node in croissant.get("distribution", []) if isinstance(croissant, dict) else []:
-        if "sha256" in node and node["sha256"] != digests.get(node.get("contentUrl")):
-            yield f"{CROISSANT_PATH}: {node.get('contentUrl')} has another digest than in the manifest"
+    nodes = croissant.get("distribution")
+    for node in nodes if isinstance(nodes, list) else []:
+        if not isinstance(node, dict) or "sha256" not in node:
+            continue
+        url = node.get("contentUrl")
+        if not isinstance(url, str) or node["sha256"] != digests.get(url):
+            yield f"{CROISSANT_PATH}: {str(url)[:200]} has another digest than in the manifest"
 
 
 def _split_faults(scans: ReleasedScans, splits: ReleasedSplits) -> Iterator[str]:
@@ -209,9 +212,9 @@ def _group_faults(store: Store, scans: ReleasedScans) -> Iterator[str]:
         if "samples" not in scan.parts:
             continue
         try:
-            told = json.loads(bounded(store, path))["attributes"]
+            told = read_json(bounded(store, path), path)["attributes"]
             named = {name: told[name] for name in KEY_ATTRIBUTES if name in told}
-        except (ValueError, RecursionError, KeyError, TypeError, FileNotFoundError) as error:
+        except (ScanRejected, KeyError, TypeError, FileNotFoundError) as error:
             yield f"{path}: can't be read ({error})"
             continue
         for name, key in named.items():
@@ -222,9 +225,9 @@ def _group_faults(store: Store, scans: ReleasedScans) -> Iterator[str]:
 def _model_faults(store: Store, scans: ReleasedScans, splits: ReleasedSplits) -> Iterator[str]:
     path = f"{MODEL_FOLDER}/config.json"
     try:
-        told = json.loads(bounded(store, path))
-        subjects, keys = set(told["subjects"]), set(told["scans"])
-    except (ValueError, RecursionError, KeyError, TypeError, FileNotFoundError) as error:
+        told = read_json(bounded(store, path), path)
+        subjects, keys = ({str(name) for name in told[part]} for part in ("subjects", "scans"))
+    except (ScanRejected, KeyError, TypeError, FileNotFoundError) as error:
         yield f"{path}: can't be read ({error})"
         return
     yield from (f"{path}: knows {name}, who is not on the train side" for name in sorted(subjects - set(splits.train)))

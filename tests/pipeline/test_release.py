@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from pathlib import Path
 
 import numpy as np
@@ -159,6 +160,12 @@ def test_croissant_names_files_records_and_splits(finished, tmp_path):
         "x has no field",
     ]
     assert find_faults([]) == ["is no JSON object"]
+    twice = [{"@type": "cr:FileSet", "@id": "x", "includes": "*"}] * 2
+    assert "uses an @id twice: x" in find_faults(document | {"distribution": twice})
+    many = [{"@type": "cr:FileSet", "@id": str(number), "includes": "*"} for number in range(30_000)]
+    started = time.process_time()
+    find_faults(document | {"distribution": many})
+    assert time.process_time() - started < 3  # a look at every pair of names takes a minute
 
 
 def test_the_same_bytes_from_another_place_at_another_time(finished, tmp_path, monkeypatch):
@@ -411,7 +418,15 @@ def test_verify_names_what_is_wrong(finished, tmp_path):
     named = f"samples.zarr/{key}/zarr.json"
     faults = replaced(release, named, lambda d: d["attributes"].update(key="xq-17/neutral"))
     assert faults == (f"{named}: its key names 'xq-17/neutral', which is not the scan's",)
-    assert "is no JSON" in replaced(fresh(), "croissant.json", lambda d: None, text=b"[" * 100_000)[0]
+    assert "nested too deep" in replaced(fresh(), "croissant.json", lambda d: None, text=b"[" * 100_000)[0]
+    deep = b'{"a": ' + b"[" * 5000 + b"]" * 5000 + b"}"
+    assert "nested too deep" in replaced(fresh(), "croissant.json", lambda d: None, text=deep)[0]
+    for odd in (5, [5, "sha256"], [{"sha256": 1, "contentUrl": ["x"]}], {"sha256": 1}):
+        assert replaced(fresh(), "croissant.json", lambda d, odd=odd: d.update(distribution=odd))
+    faults = replaced(fresh(), "croissant.json", lambda d: d["recordSet"][0].update({"@id": ["splits"]}))
+    assert any("has an @id that is no text: ['splits']" in fault for fault in faults)
+    faults = replaced(fresh(), "model/config.json", lambda d: d["subjects"].extend([1, "somebody"]))
+    assert "model/config.json: knows 1, who is not on the train side" in faults
     with pytest.raises(ConfigError, match="nothing lies there"):
         verify_release(LocalStore(tmp_path / "nowhere"))
 
