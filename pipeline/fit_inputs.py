@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.rawfiles import SessionFiles
+from pipeline.rawfiles import MAX_FILE_BYTES, SessionFiles
 from pipeline.transforms import Frame, read_transforms
 from registration.mesh import Mesh, mesh_from_ply
 from registration.views import pixel_rays
+from storage.bounded import read_bounded
 from storage.errors import ScanRejected, one_line
 from storage.images import MAX_IMAGE_BYTES, read_depth_png
 from storage.jsonfile import MAX_JSON_BYTES, read_json
@@ -38,7 +39,7 @@ def read_scan(path: Path) -> FitInput:
     """Read a PLY or OBJ file, mesh or cloud, or a folder with ``transforms.json`` and depth images.
 
     Raises:
-        ScanRejected: it is missing, of another kind, damaged, or empty.
+        ScanRejected: it is missing, too large, of another kind, damaged, or empty.
     """
     if (path / TRANSFORMS).is_file():
         read = _read_depth_frames(path)
@@ -53,7 +54,7 @@ def read_scan(path: Path) -> FitInput:
 
 
 def _read_mesh(path: Path) -> Mesh:
-    data = path.read_bytes()
+    data = read_bounded(path, MAX_FILE_BYTES, ScanRejected)
     if path.suffix.lower() == ".obj":
         told = read_obj(data, str(path))
         return Mesh.of(told.vertices, told.triangles)

@@ -15,6 +15,7 @@ from model import HeadModel
 from model.code_draw import draw_expression, draw_identity
 from model.head_model import CANONICAL
 from pipeline.fit_document import CODES_FILE
+from storage.bounded import read_bounded
 from storage.errors import ConfigError, one_line
 
 _MEAN, _RANDOM = "mean", "random"
@@ -106,11 +107,8 @@ def _of_a_fit(told: str) -> dict[str, NDArray[np.float32]]:
 
 def _fitted(folder: Path) -> dict[str, NDArray[np.float32]]:
     path = folder / CODES_FILE
-    size = path.stat().st_size
-    if size > _MAX_BYTES:
-        raise ConfigError(one_line("is too large for codes", str(path), f"{size} bytes", "fit again with 'nphm fit'"))
     try:
-        codes = decode_safetensors(path.read_bytes())
+        codes = decode_safetensors(read_bounded(path, _MAX_BYTES))
     except SafetensorError as error:
         why = str(error).splitlines()[0]
         raise ConfigError(one_line("is damaged", str(path), why, "fit again with 'nphm fit'")) from error

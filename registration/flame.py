@@ -13,9 +13,10 @@ from scipy.spatial.transform import Rotation
 
 from registration.mesh import Mesh
 from registration.template import Template
-from registration.template_import import MAX_LANDMARKS_BYTES, MAX_VERTICES, read_bounded
+from registration.template_import import MAX_LANDMARKS_BYTES, MAX_VERTICES
 from registration.template_landmarks import find_marked, read_marked
 from registration.template_making import Modes, make_template
+from storage.bounded import read_bounded
 from storage.errors import ConfigError, one_line
 from storage.inert_pickle import as_array, read_inert_pickle
 

@@ -16,6 +16,7 @@ from registration.template import Template
 from registration.template_landmarks import find_marked, read_marked
 from registration.template_making import make_template
 from registration.template_regions import find_regions, find_throat, mirror_map
+from storage.bounded import read_bounded
 from storage.errors import ConfigError, ScanRejected, one_line
 from storage.obj import read_obj
 
@@ -169,19 +170,6 @@ def import_mesh(mesh: Path, landmarks: Path | None, unit: str | None = None) -> 
     """
     told = None if landmarks is None else read_bounded(Path(landmarks), MAX_LANDMARKS_BYTES)
     return mesh_template(read_bounded(Path(mesh), MAX_MESH_BYTES), told, str(mesh), unit)
-
-
-def read_bounded(path: Path, most_bytes: int) -> bytes:
-    """The content of a file that the user names.
-
-    Raises:
-        ConfigError: it is not there, or larger than it may be.
-    """
-    if not path.is_file():
-        raise ConfigError(one_line("is not there", str(path), "", "check the path"))
-    if path.stat().st_size > most_bytes:
-        raise ConfigError(one_line("is too large", str(path), f"over {most_bytes} bytes", "give a smaller file"))
-    return path.read_bytes()
 
 
 def mesh_template(

@@ -22,6 +22,13 @@ def test_missing_and_empty_files_are_rejected_in_a_line(tmp_path: Path) -> None:
         read_scan(tmp_path / "empty.ply")
 
 
+def test_a_file_that_is_too_large_is_rejected_unread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.fit_inputs.MAX_FILE_BYTES", 100)
+    (tmp_path / "large.ply").write_bytes(bytes(101))
+    with pytest.raises(ScanRejected, match=r"large\.ply: is too large \(101 bytes, at most 100\)"):
+        read_scan(tmp_path / "large.ply")
+
+
 def _frame(folder: Path, depth: np.ndarray, place: np.ndarray) -> None:
     """One camera at a place, unturned: in OpenGL axes it looks along -z."""
     (folder / "depth").mkdir(parents=True, exist_ok=True)
