@@ -10,15 +10,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pipeline.session import NOTE
-from storage.errors import ConfigError, one_line
-from storage.jsonfile import read_json
+from storage.bounded import read_bounded
+from storage.errors import ConfigError, ScanRejected, one_line
+from storage.jsonfile import MAX_JSON_BYTES, read_json
 
 ForeignLayout = Literal["nphm", "facescape"]
 
 _NEUTRALS = "neutrals_open.json"
+_COPY_NEUTRALS = "copy it from the NPHM repository's dataset/"
 _FACESCAPE_SCAN = re.compile(r"([1-9][0-9]?)_([a-z_]+)\.(obj|ply)")
 
 
@@ -59,7 +61,8 @@ def write_session(root: Path, layout: ForeignLayout, out: Path) -> Path:
     Args:
         root: the data set's folder; it is read alone.
         layout: which data set.
-        out: the session's folder. What lies there already stays, so a call that was stopped goes on.
+        out: the session's folder. What lies there already stays unless its source has changed, so a call
+            that was stopped goes on.
 
     Returns:
         ``out``.
@@ -74,8 +77,9 @@ def write_session(root: Path, layout: ForeignLayout, out: Path) -> Path:
     newest = 0.0
     for scan in scans:
         target = out / scan.subject / scan.expression / f"scan{scan.file.suffix.lower()}"
-        newest = max(newest, scan.file.stat().st_mtime)
-        if not target.exists():
+        told = scan.file.stat()
+        newest = max(newest, told.st_mtime)
+        if not _is_as_told(target, told):
             _link(scan.file, target)
     _write_note(out, layout, scans, newest)
     return out
@@ -85,7 +89,7 @@ def _nphm(root: Path) -> Iterator[ForeignScan]:
     neutrals = _neutrals(root)
     for file in sorted(root.glob("*/*/scan.ply")):
         subject, expression = file.parts[-3], file.parts[-2]
-        if not (subject.isdigit() and expression.isdigit()):
+        if not (subject.isdecimal() and expression.isdecimal()):
             continue
         canonical = neutrals.get(int(subject)) == int(expression)
         yield ForeignScan(subject, _KINDS["nphm"].canonical if canonical else expression, file)
@@ -95,12 +99,16 @@ def _neutrals(root: Path) -> dict[int, int]:
     """The expression of each subject's neutral with an open mouth."""
     for file in (root / _NEUTRALS, root.parent / _NEUTRALS):
         if file.is_file():
-            told: dict[str, Any] = read_json(file.read_bytes(), str(file))
-            return {int(subject): int(expression) for subject, expression in told.items()}
+            try:
+                told = read_json(read_bounded(file, MAX_JSON_BYTES), str(file))
+                return {int(subject): int(str(expression)) for subject, expression in told.items()}
+            except ScanRejected as error:
+                raise ConfigError(str(error)) from error
+            except ValueError as error:
+                why = f"{error}; each subject's number has an expression's"
+                raise ConfigError(one_line("tells no neutrals", str(file), why, _COPY_NEUTRALS)) from error
     why = "it tells which scan of a subject is the neutral with an open mouth"
-    raise ConfigError(
-        one_line(f"{_NEUTRALS} is missing", str(root), why, "copy it from the NPHM repository's dataset/")
-    )
+    raise ConfigError(one_line(f"{_NEUTRALS} is missing", str(root), why, _COPY_NEUTRALS))
 
 
 def _facescape(root: Path) -> Iterator[ForeignScan]:
@@ -108,8 +116,16 @@ def _facescape(root: Path) -> Iterator[ForeignScan]:
         for file in sorted(root.glob(pattern)):
             named = _FACESCAPE_SCAN.fullmatch(file.name)
             subject = file.relative_to(root).parts[0]
-            if named is not None and subject.isdigit():
+            if named is not None and subject.isdecimal():
                 yield ForeignScan(subject, named[2], file)
+
+
+def _is_as_told(target: Path, told: os.stat_result) -> bool:
+    """Whether a file is there with the size and time of its source; links and copies have both."""
+    if not target.exists():
+        return False
+    found = target.stat()
+    return (found.st_size, found.st_mtime_ns) == (told.st_size, told.st_mtime_ns)
 
 
 def _link(source: Path, target: Path) -> None:
@@ -120,7 +136,7 @@ def _link(source: Path, target: Path) -> None:
     try:
         os.link(source.resolve(), part)
     except OSError:
-        shutil.copyfile(source, part)
+        shutil.copy2(source, part)
     part.replace(target)
 
 

@@ -38,6 +38,44 @@ def test_the_nphm_data_set(workspace, tmp_path, ball):
     assert ingest_session(workspace, session).accepted == []
 
 
+@pytest.mark.parametrize("told", ['{"17": "x"}', '{"17": null}', '{"x": 10}', '{"17": [1]}', "[1]", "{", '{"17": 1.5}'])
+def test_neutrals_that_tell_nothing(tmp_path, ball, told):
+    (tmp_path / "017/000").mkdir(parents=True)
+    (tmp_path / "017/000/scan.ply").write_bytes(ball)
+    (tmp_path / "neutrals_open.json").write_text(told)
+    with pytest.raises(ConfigError, match=r"neutrals_open\.json: "):
+        write_session(tmp_path, "nphm", tmp_path / "session")
+
+
+def test_a_folder_named_by_no_plain_number_is_passed_over(tmp_path, ball):
+    for name in ("017/000", "²/000", "017/³"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "scan.ply").write_bytes(ball)
+    (tmp_path / "neutrals_open.json").write_text('{"17": 0}')
+    session = write_session(tmp_path, "nphm", tmp_path / "session")
+    assert [path.name for path in session.glob("*/*")] == ["neutral_open"]
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_a_source_that_changed_is_taken_anew(tmp_path, ball, links, monkeypatch):
+    def refuse(*_):
+        raise OSError("no links here")
+
+    if not links:
+        monkeypatch.setattr("os.link", refuse)
+    source = tmp_path / "data/2/2_smile.ply"
+    source.parent.mkdir(parents=True)
+    source.write_bytes(ball)
+    there = write_session(tmp_path / "data", "facescape", tmp_path / "session") / "2/smile/scan.ply"
+    before = there.stat()
+    write_session(tmp_path / "data", "facescape", tmp_path / "session")
+    assert there.stat().st_ino == before.st_ino
+    source.unlink()
+    source.write_bytes(ball + b" ")
+    write_session(tmp_path / "data", "facescape", tmp_path / "session")
+    assert there.read_bytes() == ball + b" "
+
+
 def test_facescape(workspace, tmp_path, ball):
     root = tmp_path / "facescape"
     (root / "1/models_reg").mkdir(parents=True)
