@@ -275,7 +275,7 @@ def watch(
             target = LocalStore(folder)
             for path in stats:
                 if path.startswith(f"{root}/"):
-                    target.put(path.removeprefix(f"{root}/"), source.get(path))
+                    target.put_pieces(path.removeprefix(f"{root}/"), source.pieces(path))
         parameters = {"workspace": workspace, "session": folder, "then": then}
         run_deployment(
             deployment,

@@ -23,6 +23,7 @@ SCRATCH = ".tmp"
 """Where a local store keeps what is not yet, or never, one of its objects."""
 
 _REQUESTS = 32
+_PIECE_BYTES = 8 * 1024**2
 
 
 class Stat(NamedTuple):
@@ -59,6 +60,14 @@ class Store(ABC):
     @abstractmethod
     def get(self, path: str) -> bytes:
         """Read a whole object.
+
+        Raises:
+            FileNotFoundError: there is none.
+        """
+
+    @abstractmethod
+    def pieces(self, path: str) -> Iterator[bytes]:
+        """Read a whole object in pieces, for objects that may not fit into memory.
 
         Raises:
             FileNotFoundError: there is none.
@@ -113,7 +122,8 @@ class Store(ABC):
         """
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / path.rsplit("/", 1)[-1]
-            file.write_bytes(self.get(path))
+            with file.open("wb") as out:
+                out.writelines(self.pieces(path))
             yield file
 
     def sweep(self) -> int:
@@ -151,11 +161,20 @@ class LocalStore(Store):
     def get(self, path: str) -> bytes:
         return self._inside(path).read_bytes()
 
+    def pieces(self, path: str) -> Iterator[bytes]:
+        with self._inside(path).open("rb") as file:
+            while piece := file.read(_PIECE_BYTES):
+                yield piece
+
     def get_range(self, path: str, start: int, stop: int) -> bytes:
         with self._inside(path).open("rb", buffering=0) as file:
             return os.pread(file.fileno(), max(stop - start, 0), start)
 
     def put(self, path: str, data: bytes) -> None:
+        self.put_pieces(path, (data,))
+
+    def put_pieces(self, path: str, pieces: Iterable[bytes]) -> None:
+        """Write a whole object as its pieces come, as atomically and durably as ``put``."""
         file = self._inside(path)
         file.parent.mkdir(parents=True, exist_ok=True)
         scratch = self.root / SCRATCH
@@ -163,7 +182,7 @@ class LocalStore(Store):
         temporary = scratch / f"{socket.gethostname()}.{os.getpid()}.{secrets.token_hex(6)}"
         try:
             with temporary.open("wb") as out:
-                out.write(data)
+                out.writelines(pieces)
                 out.flush()
                 os.fsync(out.fileno())
             temporary.replace(file)
@@ -269,6 +288,10 @@ class ObjectStore(Store):
     def get(self, path: str) -> bytes:
         with as_os_error(self.url):
             return bytes(obstore.get(self.remote, check_path(path)).bytes())
+
+    def pieces(self, path: str) -> Iterator[bytes]:
+        with as_os_error(self.url):
+            yield from map(bytes, obstore.get(self.remote, check_path(path)).stream(_PIECE_BYTES))
 
     def get_range(self, path: str, start: int, stop: int) -> bytes:
         if stop <= start:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,7 @@ def test_put_get_list_delete(store):
     assert store.list("nothing") == []
     assert {path: stat.bytes for path, stat in store.stats().items()} == {"a.txt": 1, "b/c/three": 3, "b/two.bin": 2}
     assert store.get("b/two.bin") == b"22"
+    assert b"".join(store.pieces("b/two.bin")) == b"22"
     assert list(store.get_many(["b/two.bin", "a.txt"])) == [b"22", b"1"]
     with store.local_path("b/two.bin") as file:
         assert file.read_bytes() == b"22"
@@ -45,6 +47,30 @@ def test_put_get_list_delete(store):
         store.get("b/two.bin")
     with pytest.raises(FileNotFoundError), store.local_path("b/two.bin"):
         pass
+
+
+def test_an_object_larger_than_a_piece_is_copied_in_pieces(store, tmp_path, monkeypatch):
+    monkeypatch.setattr("storage.store._PIECE_BYTES", 1000)
+    data = bytes(range(256)) * 100
+    store.put("a", data)
+    pieces = list(store.pieces("a"))
+    assert b"".join(pieces) == data
+    copied = LocalStore(tmp_path / "copy")
+    copied.put_pieces("b", iter(pieces))
+    assert copied.get("b") == data
+    with pytest.raises(FileNotFoundError):
+        list(store.pieces("nothing"))
+
+
+def test_a_local_copy_takes_a_piece_of_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr("storage.store._PIECE_BYTES", 1 << 16)
+    source, target = LocalStore(tmp_path / "from"), LocalStore(tmp_path / "to")
+    source.put("a", bytes(8 << 20))
+    tracemalloc.start()
+    target.put_pieces("a", source.pieces("a"))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1 << 20
 
 
 def test_a_prefix_is_a_folder(store):
