@@ -44,6 +44,8 @@ from storage.store import Store, open_store
 if TYPE_CHECKING:
     from model.head_model import HeadModel
 
+_MAX_FILE_BYTES = 1024**3
+
 
 def open_release(place: str | Path) -> Release:
     """Open a release in a folder or a bucket (``s3://...``).
@@ -163,17 +165,23 @@ class Release:
 
         Raises:
             ConfigError: the release has no such file.
-            StorageConflict: it is missing or damaged.
+            StorageConflict: it is missing, damaged or too large.
         """
         file = self._files.get(path)
         if file is None:
             raise self._absent(path)
         where, remedy = f"{self.store.url}/{path}", "copy the release again; 'nphm release verify' lists all damage"
-        try:
-            data = self.store.get(path)
-        except FileNotFoundError:
-            raise StorageConflict(one_line("is missing", where, "", remedy)) from None
-        if len(data) != file.bytes or digest_bytes(data) != file.sha256:
+        found = self.store.stat(path)
+        if found is None:
+            raise StorageConflict(one_line("is missing", where, "", remedy))
+        if found.bytes != file.bytes:
+            why = f"{found.bytes} bytes, the manifest says {file.bytes}"
+            raise StorageConflict(one_line("is damaged", where, why, remedy))
+        if found.bytes > _MAX_FILE_BYTES:
+            why = f"{found.bytes} bytes, at most {_MAX_FILE_BYTES} are read"
+            raise StorageConflict(one_line("is too large", where, why, "get the release from where it was made"))
+        data = self.store.get_range(path, 0, file.bytes)
+        if digest_bytes(data) != file.sha256:
             raise StorageConflict(one_line("is damaged", where, "its digest is not the manifest's", remedy))
         return data
 

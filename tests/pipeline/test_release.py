@@ -394,6 +394,11 @@ def test_verify_names_what_is_wrong(finished, tmp_path):
     release.store.delete(gone)
     assert verify_release(release.store).faults == (f"{gone}: is missing",)
     release = fresh()
+    release.store.put("scans.json", bytes(1000))
+    release.store.get = None  # nothing is read that has not the size it is told to have
+    with pytest.raises(StorageConflict, match=r"scans\.json: is damaged \(1000 bytes, the manifest says "):
+        release.read("scans.json")
+    release = fresh()
     release.store.put("extra.txt", b"")
     assert verify_release(release.store).faults == ("extra.txt: is not in the manifest",)
     outside = {"path": "../secret", "bytes": 1, "sha256": "0" * 64}
