@@ -15,6 +15,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from storage.errors import ConfigError, one_line
+
+MAX_BYTES = 2**32 - 1
+"""What the format's lengths can count to."""
 _ARRAY_BUFFER, _ELEMENT_ARRAY_BUFFER = 34962, 34963
 _TRIANGLES = 4
 _COMPONENTS = {"<f4": 5126, "<u4": 5125, "<u2": 5123}
@@ -53,6 +57,7 @@ def write_glb(frames: Sequence[Frame], seconds_per_frame: float = 0.5) -> bytes:
 
     Raises:
         ValueError: no frame, or one without triangles.
+        ConfigError: the file would be longer than its format can say.
     """
     if not frames or not all(len(frame.faces) for frame in frames):
         raise ValueError("a GLB file needs frames with triangles")
@@ -85,6 +90,7 @@ def _morphed(file: _File, frames: Sequence[Frame]) -> tuple[list[dict[str, Any]]
     """One node whose mesh is the first frame, with the way to each later frame as a morph target."""
     first, *later = frames
     primitive = file.primitive(first)
+    file.frames = 1
     if later:
         primitive["targets"] = [file.target(first, frame) for frame in later]
     mesh: dict[str, Any] = {"name": first.name, "primitives": [primitive]}
@@ -108,13 +114,19 @@ def _in_turn(file: _File, frames: Sequence[Frame]) -> tuple[list[dict[str, Any]]
         shown = np.zeros((len(frames), 3), np.float32)
         shown[place] = 1
         channels.append((file.accessor(shown), "STEP", {"node": place, "path": "scale"}))
+        file.frames += 1
     return nodes, channels
 
 
 class _File:
-    """The binary part under way, and what describes it."""
+    """The binary part under way, and what describes it.
+
+    Attributes:
+        frames: that are wholly in it.
+    """
 
     def __init__(self) -> None:
+        self.frames = 0
         self.data = bytearray()
         self.views: list[dict[str, Any]] = []
         self.accessors: list[dict[str, Any]] = []
@@ -137,6 +149,7 @@ class _File:
         way = {"POSITION": self._position(frame.vertices - first.vertices)}
         if first.normals is not None and frame.normals is not None:
             way["NORMAL"] = self.accessor((frame.normals - first.normals).astype(np.float32), _ARRAY_BUFFER)
+        self.frames += 1
         return way
 
     def _position(self, places: NDArray[np.floating]) -> int:
@@ -148,6 +161,8 @@ class _File:
         """Add an array (n,) or (n, k), and return its number; every array starts at a multiple of four bytes."""
         stored = np.ascontiguousarray(values, values.dtype.newbyteorder("<"))
         view: dict[str, Any] = {"buffer": 0, "byteOffset": len(self.data), "byteLength": stored.nbytes}
+        if len(self.data) + stored.nbytes > MAX_BYTES:
+            raise self._too_large(self.frames)
         self.views.append(view if target is None else view | {"target": target})
         self.data += stored.tobytes() + bytes(-stored.nbytes % 4)
         columns = values.reshape(len(values), -1)
@@ -162,6 +177,10 @@ class _File:
         self.accessors.append(told | ({"normalized": True} if normalized else {}))
         return len(self.accessors) - 1
 
+    def _too_large(self, fit: int) -> ConfigError:
+        why = f"over {MAX_BYTES} bytes, of which about {fit} frames fit"
+        return ConfigError(one_line("is too large", "GLB file", why, "write fewer frames, smaller meshes, or PLY"))
+
     def encode(self, document: Mapping[str, Any]) -> bytes:
         """The whole file."""
         whole = {**document, "accessors": self.accessors, "bufferViews": self.views}
@@ -169,6 +188,8 @@ class _File:
         text = json.dumps(whole, separators=(",", ":"), allow_nan=False).encode()
         text += b" " * (-len(text) % 4)
         length = 12 + 8 + len(text) + 8 + len(self.data)
+        if length > MAX_BYTES:
+            raise self._too_large(self.frames * MAX_BYTES // length)
         head = b"glTF" + struct.pack("<II", 2, length)
         chunks = struct.pack("<I", len(text)) + _JSON + text + struct.pack("<I", len(self.data)) + _BIN
         return head + chunks + bytes(self.data)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import io
 import json
 import struct
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import trimesh
 
+from storage.errors import ConfigError
 from storage.glb import Frame, write_glb
 
 SIZES = {5126: 4, 5125: 4, 5123: 2}
@@ -104,6 +106,23 @@ def test_frames_with_triangles_of_their_own_are_shown_in_turn() -> None:
         assert array(document, binary, sampler["output"])[:, 0].tolist() == [float(i == place) for i in range(3)]
     assert [node["scale"][0] for node in document["nodes"][:3]] == [1, 0, 0]
     assert document["nodes"][document["scenes"][0]["nodes"][0]]["children"] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("alike", [True, False])
+def test_a_sequence_beyond_the_formats_lengths_is_refused_as_it_grows(
+    monkeypatch: pytest.MonkeyPatch, alike: bool
+) -> None:
+    made = frames(6)
+    if not alike:
+        made = [replace(frame, faces=np.roll(frame.faces, place, axis=0)) for place, frame in enumerate(made)]
+    fits = len(write_glb(made[:3]))
+    monkeypatch.setattr("storage.glb.MAX_BYTES", fits)
+    assert len(write_glb(made[:3])) == fits
+    with pytest.raises(ConfigError, match=rf"is too large \(over {fits} bytes, of which about 3 frames fit\)"):
+        write_glb(made)
+    monkeypatch.setattr("storage.glb.MAX_BYTES", fits - 1)  # the binary part alone would go in
+    with pytest.raises(ConfigError, match="about 2 frames fit"):
+        write_glb(made[:3])
 
 
 def test_nothing_to_show_is_refused_and_the_same_frames_give_the_same_bytes() -> None:
