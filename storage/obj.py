@@ -16,7 +16,14 @@ from storage.polygons import fan_triangles
 
 MAX_BYTES = 1024**3
 MAX_ELEMENTS = 50_000_000
+MAX_LINES = 2 * MAX_ELEMENTS + 1_000_000
+"""As many vertices and faces as there may be, and what else stands between them."""
 LINES_AT_A_TIME = 1 << 18
+MAX_LINE_BYTES = 1 << 20
+"""Of a vertex or face; a polygon of a hundred thousand corners is none of a mesh."""
+BYTES_AT_A_TIME = 1 << 22
+_SCAN_BYTES = 1 << 20
+"""At a time where all lines are looked at."""
 _BLANK = (9, 32)
 
 
@@ -44,8 +51,9 @@ def read_obj(data: bytes, where: str) -> ObjGeometry:
         where: name of the file, for messages.
 
     Raises:
-        ScanRejected: the file is no OBJ, is damaged, or refers to vertices that it lacks. No more memory than a few
-            times the file's size is taken.
+        ScanRejected: the file is no OBJ, is damaged, or refers to vertices that it lacks. No more memory than 14 times
+            the file's size is taken, 40 times where polygons have very many corners, and 250 MiB for what is read at
+            a time.
     """
     if len(data) > MAX_BYTES:
         why = f"{len(data)} bytes, at most {MAX_BYTES} are read"
@@ -53,10 +61,12 @@ def read_obj(data: bytes, where: str) -> ObjGeometry:
     if b"\0" in data:
         raise ScanRejected(one_line("is no OBJ file", where, "it holds binary data", "copy or export it again as OBJ"))
     text = _plain_lines(data)
-    first, second, starts = _line_heads(text)
-    vertex_lines, face_lines = (
-        np.flatnonzero((first == ord(letter)) & np.isin(second, _BLANK)).astype(np.int64) for letter in "vf"
-    )
+    lines = text.count(b"\n")
+    if lines > MAX_LINES:
+        why = f"{lines} lines, at most {MAX_LINES} are read"
+        raise ScanRejected(one_line("OBJ file is too large", where, why, "export it again with fewer vertices"))
+    starts = _line_starts(text, lines)
+    vertex_lines, face_lines = _lines_by_kind(text, starts)
     if not len(vertex_lines):
         raise ScanRejected(one_line("OBJ file holds no vertices", where, "no 'v' line found", "export it again as OBJ"))
     if max(len(vertex_lines), len(face_lines)) > MAX_ELEMENTS:
@@ -91,19 +101,46 @@ def _plain_lines(data: bytes) -> bytes:
     if b"\\\n" in data:
         data = data.replace(b"\\\n", b"  ")
     if re.search(rb"^[ \t]+[vf][ \t]", data, re.MULTILINE):
-        data = re.sub(rb"^[ \t]+", b"", data, flags=re.MULTILINE)
+        data = b"".join(re.sub(rb"^[ \t]+", b"", part, flags=re.MULTILINE) for part in _parts(data))
     return data + b"\n"
 
 
-def _line_heads(text: bytes) -> tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.int64]]:
-    """The first two characters of each line, and where the lines start; the text's length comes last."""
+def _parts(data: bytes) -> Iterator[bytes]:
+    """A text as parts of whole lines, so that what is made of each line doesn't pile up for all."""
+    first = 0
+    while first < len(data):
+        stop = data.find(b"\n", first + _SCAN_BYTES) + 1 or len(data)
+        yield data[first:stop]
+        first = stop
+
+
+def _line_starts(text: bytes, lines: int) -> NDArray[np.int32]:
+    """Where each line starts (lines + 1,); the text's length comes last."""
     characters = np.frombuffer(text, np.uint8)
-    starts = np.concatenate([[0], np.flatnonzero(characters == ord("\n")) + 1])
-    heads = starts[:-1]
-    return characters[heads], characters[np.minimum(heads + 1, len(text) - 1)], starts
+    starts = np.zeros(lines + 1, np.int32)  # MAX_BYTES fits
+    done = 1
+    for first in range(0, len(characters), _SCAN_BYTES):
+        ends = np.flatnonzero(characters[first : first + _SCAN_BYTES] == ord("\n"))
+        starts[done : done + len(ends)] = ends + (first + 1)
+        done += len(ends)
+    return starts
 
 
-def _vertex_table(text: bytes, starts: NDArray[np.int64], lines: NDArray[np.int64]) -> NDArray[np.float64]:
+def _lines_by_kind(text: bytes, starts: NDArray[np.int32]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """Which lines hold a vertex, and which a face."""
+    characters = np.frombuffer(text, np.uint8)
+    vertices, faces = [np.zeros(0, np.int32)], [np.zeros(0, np.int32)]
+    for first in range(0, len(starts) - 1, LINES_AT_A_TIME):
+        heads = starts[first : min(first + LINES_AT_A_TIME, len(starts) - 1)]
+        letters = characters[heads]
+        for letter, found in (("v", vertices), ("f", faces)):
+            here = np.flatnonzero(letters == ord(letter))
+            here = here[np.isin(characters[heads[here] + 1], _BLANK)]  # a letter has a line end behind it at least
+            found.append((here + first).astype(np.int32))
+    return np.concatenate(vertices), np.concatenate(faces)
+
+
+def _vertex_table(text: bytes, starts: NDArray[np.int32], lines: NDArray[np.int32]) -> NDArray[np.float64]:
     parts: list[NDArray[np.float64]] = []
     width = 0
     for chosen, piece in _pieces(text, starts, lines):
@@ -119,7 +156,7 @@ def _vertex_table(text: bytes, starts: NDArray[np.int64], lines: NDArray[np.int6
 
 
 def _polygons(
-    text: bytes, starts: NDArray[np.int64], lines: NDArray[np.int64], counts: NDArray[np.int64]
+    text: bytes, starts: NDArray[np.int32], lines: NDArray[np.int32], counts: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Corners of all polygons and the size of each; ``counts`` are the vertices before each, for negative indices."""
     corners, sizes = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
@@ -139,11 +176,20 @@ def _polygons(
 
 
 def _pieces(
-    text: bytes, starts: NDArray[np.int64], lines: NDArray[np.int64]
-) -> Iterator[tuple[NDArray[np.int64], bytes]]:
+    text: bytes, starts: NDArray[np.int32], lines: NDArray[np.int32]
+) -> Iterator[tuple[NDArray[np.int32], bytes]]:
     """Some lines at a time: their places in the file, and their text without the leading letter."""
-    for first in range(0, len(lines), LINES_AT_A_TIME):
-        chosen = lines[first : first + LINES_AT_A_TIME]
+    sizes = starts[lines + 1] - starts[lines]
+    if len(sizes) and sizes.max() > MAX_LINE_BYTES:
+        longest = int(sizes.argmax())
+        raise ValueError(f"line {lines[longest] + 1} has {sizes[longest]} bytes, at most {MAX_LINE_BYTES} are read")
+    reached = np.cumsum(sizes, dtype=np.int32)
+    first, read = 0, 0
+    while first < len(lines):
+        within = int(np.searchsorted(reached, read + BYTES_AT_A_TIME, side="right"))
+        stop = min(max(within, first + 1), first + LINES_AT_A_TIME)
+        chosen = lines[first:stop]
+        first, read = stop, int(reached[min(stop, len(lines)) - 1])
         breaks = np.flatnonzero(np.diff(chosen) != 1) + 1
         begins, ends = chosen[np.r_[0, breaks]], chosen[np.r_[breaks - 1, len(chosen) - 1]] + 1
         runs = zip(starts[begins].tolist(), starts[ends].tolist(), strict=True)
@@ -155,7 +201,7 @@ def _pieces(
         yield chosen, piece
 
 
-def _numbers(piece: bytes, lines: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+def _numbers(piece: bytes, lines: NDArray[np.int32]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """All numbers of some lines, and how many each line has.
 
     Raises:

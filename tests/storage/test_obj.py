@@ -1,6 +1,7 @@
 import io
 import re
 import tracemalloc
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -80,6 +81,7 @@ def test_counts_backwards() -> None:
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 2**31), st.integers(1, 9))
 def test_reads_as_a_plain_reader_does(seed: int, at_a_time: int) -> None:
+    """However few lines or bytes are read at a time."""
     rng = np.random.default_rng(seed)
     lines = [f"v {x:g} {y:g} {z:g}" for x, y, z in rng.normal(size=(6, 3))]
     for _ in range(12):
@@ -89,12 +91,12 @@ def test_reads_as_a_plain_reader_does(seed: int, at_a_time: int) -> None:
         other = ["vt 0 1", "vn 0 0 1", "", "# v 1 2 3", "v 1 2 3 # 4", "g f 1"][rng.integers(6)]
         lines += [face, other]
     data = "\n".join([*lines, ""]).encode()
-    before, obj.LINES_AT_A_TIME = obj.LINES_AT_A_TIME, at_a_time
-    found = read_obj(data, "x")
-    obj.LINES_AT_A_TIME = before
     vertices, triangles = plain(data)
-    assert found.vertices.tolist() == vertices
-    assert found.triangles.tolist() == triangles
+    for changed in ({"LINES_AT_A_TIME": at_a_time}, {"BYTES_AT_A_TIME": 7 * at_a_time, "_SCAN_BYTES": at_a_time}):
+        with patch.multiple(obj, **changed):
+            found = read_obj(b"\n\t f 1 2 3\n".join([data, b""]), "x")
+        assert found.vertices.tolist() == vertices
+        assert found.triangles.tolist() == [*triangles, [0, 1, 2]]
 
 
 @pytest.mark.parametrize(
@@ -130,14 +132,48 @@ def test_says_what_is_wrong(text: bytes, says: str) -> None:
     assert str(caught.value).isprintable()
 
 
-@pytest.mark.parametrize("line", [b"v 0 0 0\n", b"f 1 1 1\n", b"\n", b"f\n", b"v 0 0 0\nvn 0 0 1\n"])
-def test_memory_is_a_few_times_the_files(line: bytes) -> None:
-    data = b"v 0 0 0\nf 1 1 1\n" + line * (1_000_000 // len(line))
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"v 0 0 0\n", b"f 1 1 1\n", b"\n", b" \n", b"f\n", b"v 0 0 0\nvn 0 0 1\n", b"v -12.345678 9.8765432 1.234567\n",
+        b"f 1/1/1 1/2/2 1/3/3\n", b"# f 1 2 3\n", b"f -1 -1 -1 -1\n",
+    ],
+)  # fmt: skip
+def test_memory_is_a_few_times_the_files(line: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is read at a time is made small, so that what grows with the file alone is left."""
+    for name in ("LINES_AT_A_TIME", "BYTES_AT_A_TIME", "_SCAN_BYTES"):
+        monkeypatch.setattr(obj, name, 1 << 12)
+    data = b"  v 0 0 0\nf 1 1 1\n" + line * (1_000_000 // len(line))
     tracemalloc.start()
     read_obj(data, "x")
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < 60 * len(data)
+    assert peak < 14 * len(data) + 2_000_000
+
+
+def test_memory_is_bounded_for_polygons_of_many_corners() -> None:
+    data = b"v 0 0 0\n" + (b"f" + b" 1" * 200 + b"\n") * 5000
+    tracemalloc.start()
+    read_obj(data, "x")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 40 * len(data)
+
+
+def test_too_many_lines_are_counted_and_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(obj, "MAX_LINES", 100)
+    data = b"v 0 0 0\n" + b"\n" * 1_000_000
+    tracemalloc.start()
+    with pytest.raises(ScanRejected, match=r"is too large \(1000002 lines, at most 100 are read\)"):
+        read_obj(data, "x")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2 * len(data)
+
+
+def test_a_line_without_end_is_refused() -> None:
+    with pytest.raises(ScanRejected, match=r"damaged \(line 2 has 2000003 bytes, at most 1048576 are read\)"):
+        read_obj(b"v 0 0 0\nf" + b" 1" * 1_000_000 + b" \n", "x")
 
 
 @settings(max_examples=100, deadline=None)
