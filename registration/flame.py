@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,13 +11,14 @@ from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
 from registration.mesh import Mesh
-from registration.template import Template
-from registration.template_import import MAX_LANDMARKS_BYTES, MAX_VERTICES
+from registration.template import MAX_VERTICES, Template
+from registration.template_import import MAX_LANDMARKS_BYTES
 from registration.template_landmarks import find_marked, read_marked
 from registration.template_making import Modes, make_template
 from storage.bounded import read_bounded
 from storage.errors import ConfigError, one_line
 from storage.inert_pickle import as_array, read_inert_pickle
+from storage.npz import Npz
 
 MAX_FLAME_BYTES = 512 * 1024**2
 IDENTITY_MODES = 300
@@ -83,22 +83,21 @@ def _reader(path: Path, where: str) -> Read:
     """A function from a key to its array, or to None where the file has no such key."""
     data = read_bounded(path, MAX_FLAME_BYTES)
     if data.startswith(b"PK"):
-        return _npz_reader(path, where)
+        return _npz_reader(data, where)
     told = read_inert_pickle(data, where)
     return lambda key: as_array(told[key], key, where) if key in told else None
 
 
-def _npz_reader(path: Path, where: str) -> Read:
+def _npz_reader(data: bytes, where: str) -> Read:
+    try:
+        packed = Npz(data, MAX_FLAME_BYTES)
+    except ValueError as error:
+        raise ConfigError(one_line("can't be read", where, str(error)[:200], REMEDY)) from error
+
     def read(key: str) -> NDArray[Any] | None:
         try:
-            with zipfile.ZipFile(path) as folder:
-                unpacked = sum(entry.file_size for entry in folder.infolist())
-            if unpacked > MAX_FLAME_BYTES:
-                why = f"{unpacked} bytes unpacked, at most {MAX_FLAME_BYTES}"
-                raise ConfigError(one_line("is too large", where, why, REMEDY))
-            with np.load(path, allow_pickle=False) as z:
-                return np.asarray(z[key]) if key in z.files else None
-        except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+            return packed[key] if key in packed.headers else None
+        except ValueError as error:
             raise ConfigError(one_line(f"{key} can't be read", where, str(error)[:200], REMEDY)) from error
 
     return read

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import io
-import zipfile
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, wraps
 from typing import Any, TypeVar
 
@@ -15,9 +14,31 @@ from numpy.typing import NDArray
 
 from registration.mesh import Mesh
 from storage.errors import ConfigError, one_line
+from storage.npz import Npz
 
 REGIONS = ("face", "scalp", "ears", "neck", "lips", "eyes", "hair", "worn")
 """Region names; a region's code is its place in this tuple. The template itself uses the first six."""
+
+MAX_BYTES = 1024**3
+"""Of an encoded template, packed or not."""
+MAX_VERTICES = 200_000
+
+PER_VERTEX, ANY = -1, -2
+_SHAPES: dict[str, tuple[str, tuple[int, ...]]] = {
+    "vertices": ("f", (PER_VERTEX, 3)),
+    "faces": ("iu", (ANY, 3)),
+    "landmarks": ("iu", (68,)),
+    "anchors": ("iu", (ANY,)),
+    "regions": ("iu", (PER_VERTEX,)),
+    "face_mask": ("b", (PER_VERTEX,)),
+    "mirror": ("iu", (PER_VERTEX,)),
+    "throat": ("iu", (3,)),
+    "identity_basis": ("f", (ANY, PER_VERTEX, 3)),
+    "expression_basis": ("f", (ANY, PER_VERTEX, 3)),
+    "expression_names": ("U", (ANY,)),
+    "expression_low": ("f", (ANY,)),
+}
+"""Kinds and shape of each array: truth values, integers, floats or text."""
 
 Kind = TypeVar("Kind", bound=np.floating)
 
@@ -85,14 +106,13 @@ class Template:
         """Decode what ``to_bytes`` wrote.
 
         Raises:
-            ConfigError: no template, or its parts disagree in size.
+            ConfigError: no template, too large, or its parts disagree.
         """
         try:
-            with np.load(io.BytesIO(data), allow_pickle=False) as z:
-                parts = {name: z[name] for name in z.files}
+            parts = _unpacked(data)
             template = cls(
                 str(parts["name"]),
-                Mesh.of(parts["vertices"], parts["faces"]),
+                Mesh(parts["vertices"].astype(np.float32), parts["faces"]),
                 parts["landmarks"],
                 parts["anchors"],
                 int(parts["anchor_pairs"]),
@@ -105,11 +125,11 @@ class Template:
                 tuple(parts["expression_names"].tolist()),
                 parts.get("expression_low", np.zeros(0, np.float32)),
             )
-        except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
+        except ValueError as error:
             remedy = "make it with 'nphm template import-mesh', 'import-ict' or 'import-flame'"
             raise ConfigError(one_line("is no template", where, str(error), remedy)) from error
         template.check(where)
-        return template
+        return replace(template, mesh=Mesh.of(template.mesh.vertices, template.mesh.faces))
 
     def check(self, where: str = "template") -> None:
         """Hold the parts against each other.
@@ -118,19 +138,14 @@ class Template:
             ConfigError: naming the part that disagrees.
         """
         n = len(self.mesh.vertices)
-        per_vertex = {"regions": self.regions, "face_mask": self.face_mask, "mirror": self.mirror}
-        for part, column in per_vertex.items():
-            if len(column) != n:
-                raise ConfigError(
-                    one_line(f"{part} has {len(column)} entries", where, f"{n} vertices", "import it again")
-                )
-        for part, index in (("landmarks", self.landmarks), ("anchors", self.anchors), ("throat", self.throat)):
-            if index.size and (index.min() < 0 or index.max() >= n):
-                raise ConfigError(one_line(f"{part} name vertices beyond {n}", where, "", "import it again"))
-        for part, basis in (("identity_basis", self.identity_basis), ("expression_basis", self.expression_basis)):
-            if basis.shape[1:] != (n, 3):
-                raise ConfigError(one_line(f"{part} is {basis.shape}", where, f"{n} vertices", "import it again"))
-
+        for part in _SHAPES.keys() - {"expression_names"}:
+            array = getattr(self.mesh if part in ("vertices", "faces") else self, part)
+            fault = _shape_fault(part, array.shape, array.dtype, n) or _value_fault(part, array, n)
+            if fault:
+                raise ConfigError(one_line(fault, where, f"{n} vertices", "import it again"))
+        if not 0 <= 2 * self.anchor_pairs <= len(self.anchors):
+            why = f"{len(self.anchors)} anchors"
+            raise ConfigError(one_line(f"has {self.anchor_pairs} pairs of anchors", where, why, "import it again"))
         modes = len(self.expression_basis)
         if len(self.expression_names) not in (0, modes) or len(self.expression_low) not in (0, modes):
             why = f"{len(self.expression_names)} names, {len(self.expression_low)} bounds"
@@ -145,6 +160,48 @@ class Template:
     def digest(self) -> str:
         """SHA-256 of the encoded template."""
         return hashlib.sha256(self.to_bytes()).hexdigest()
+
+
+def _unpacked(data: bytes) -> dict[str, NDArray[Any]]:
+    """The arrays of an encoded template, their shapes held against one another before any is unpacked.
+
+    Raises:
+        ValueError: one is missing, is of another shape or kind, or all are too large.
+    """
+    packed = Npz(data, MAX_BYTES)
+    headers = packed.headers
+    missing = sorted({*_SHAPES, "name", "anchor_pairs"} - {"expression_low"} - set(headers))
+    if missing:
+        raise ValueError(f"{', '.join(missing)} missing")
+    n = headers["vertices"].shape[0] if headers["vertices"].shape else 0
+    if not 0 < n <= MAX_VERTICES:
+        raise ValueError(f"{n} vertices, at most {MAX_VERTICES} are read")
+    for part in _SHAPES.keys() & headers.keys():
+        if fault := _shape_fault(part, headers[part].shape, headers[part].dtype, n):
+            raise ValueError(fault)
+    for part, kinds in (("name", "U"), ("anchor_pairs", "iu")):
+        if headers[part].shape or headers[part].dtype.kind not in kinds:
+            raise ValueError(f"{part} is {headers[part].dtype} of the shape {headers[part].shape}")
+    return {part: packed[part] for part in headers if part in _SHAPES or part in ("name", "anchor_pairs")}
+
+
+def _shape_fault(part: str, shape: tuple[int, ...], dtype: np.dtype[Any], n: int) -> str:
+    """What is wrong with an array's shape or kind in a template of n vertices; empty if nothing."""
+    kinds, wanted = _SHAPES[part]
+    lengths = tuple(n if length == PER_VERTEX else length for length in wanted)
+    fits = len(shape) == len(lengths) and all(w in (ANY, h) for w, h in zip(lengths, shape, strict=True))
+    return "" if fits and dtype.kind in kinds else f"{part} is {dtype} of the shape {shape}"
+
+
+def _value_fault(part: str, array: NDArray[Any], n: int) -> str:
+    """What is wrong with an array's values; empty if nothing."""
+    if array.dtype.kind == "f":
+        return "" if np.isfinite(array).all() else f"{part} has values that are no numbers"
+    if array.dtype.kind in "iu" and array.size:
+        count, what = (len(REGIONS), "regions") if part == "regions" else (n, "vertices")
+        if array.min() < 0 or array.max() >= count:
+            return f"{part} names {what} from {array.min()} to {array.max()}, beyond 0 to {count - 1}"
+    return ""
 
 
 def once_a_template(

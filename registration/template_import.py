@@ -2,32 +2,41 @@
 
 from __future__ import annotations
 
-import json
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from registration.anchors import with_anchors
 from registration.mesh import Mesh, mesh_from_ply
-from registration.template import Template
-from registration.template_landmarks import find_marked, read_marked
+from registration.template import MAX_VERTICES, Template
+from registration.template_landmarks import find_marked, read_marked, vertex_numbers
 from registration.template_making import make_template
 from registration.template_regions import find_regions, find_throat, mirror_map
 from storage.bounded import read_bounded
 from storage.errors import ConfigError, ScanRejected, one_line
-from storage.obj import read_obj
+from storage.jsonfile import MAX_JSON_BYTES, read_json
+from storage.npz import Npz
+from storage.obj import ObjGeometry, read_obj
 
 ICT_SKIN_VERTICES = 11248
 """The ICT model's first two parts: face, then head and neck."""
 ICT_FACE_VERTICES = 6706
 """Brow to chin, without ears and throat."""
 MAX_NPZ_BYTES = 512 * 1024**2
+MAX_UNPACKED_BYTES = 1024**3
 MAX_MESH_BYTES = 256 * 1024**2
 MAX_LANDMARKS_BYTES = 1024**2
-MAX_VERTICES = 200_000
+
+
+_REMEDY = "name an ICT-FaceKit folder or its npz"
+_ICT_PARTS = {
+    "neutral": ("f", 2), "faces": ("iu", 2), "landmarks": ("iu", 1), "identity": ("f", 3), "expression": ("f", 3),
+    "expression_names": ("U", 1),
+}  # fmt: skip
+"""Kinds and number of axes of the arrays of the ICT model's npz."""
 
 
 def import_ict(path: Path) -> Template:
@@ -43,28 +52,33 @@ def import_ict(path: Path) -> Template:
     path = Path(path)
     if path.is_dir():
         return _from_checkout(path)
-    if not path.is_file():
-        raise ConfigError(one_line("is not there", str(path), "", "name an ICT-FaceKit folder or its npz"))
-    if path.stat().st_size > MAX_NPZ_BYTES:
-        raise ConfigError(
-            one_line("is too large", str(path), f"over {MAX_NPZ_BYTES} bytes", "name the ICT model's npz")
-        )
     try:
-        with np.load(path, allow_pickle=False) as z:
-            quads = z["faces"]
-            return _ict_template(
-                z["neutral"][:ICT_SKIN_VERTICES],
-                quads[(quads < ICT_SKIN_VERTICES).all(1)],
-                z["landmarks"],
-                z["identity"][:, :ICT_SKIN_VERTICES],
-                z["expression"][:, :ICT_SKIN_VERTICES],
-                tuple(str(name) for name in z["expression_names"]),
-                str(path),
-            )
-    except (ValueError, KeyError, OSError, EOFError, IndexError, zipfile.BadZipFile) as error:
-        raise ConfigError(
-            one_line("is no ICT model", str(path), str(error), "name an ICT-FaceKit folder or its npz")
-        ) from error
+        packed = Npz(read_bounded(path, MAX_NPZ_BYTES), MAX_UNPACKED_BYTES)
+        neutral, quads, landmarks, identity, expression, names = (_ict_part(packed, part) for part in _ICT_PARTS)
+    except ValueError as error:
+        raise ConfigError(one_line("is no ICT model", str(path), str(error), _REMEDY)) from error
+    return _ict_template(
+        neutral[:ICT_SKIN_VERTICES],
+        quads[(quads < ICT_SKIN_VERTICES).all(1)],
+        landmarks,
+        identity[:, :ICT_SKIN_VERTICES],
+        expression[:, :ICT_SKIN_VERTICES],
+        tuple(names.tolist()),
+        str(path),
+    )
+
+
+def _ict_part(packed: Npz, part: str) -> NDArray[Any]:
+    """An array of the model.
+
+    Raises:
+        ValueError: it is missing, damaged, or of another kind.
+    """
+    kinds, axes = _ICT_PARTS[part]
+    header = packed.headers.get(part)
+    if header is not None and (header.dtype.kind not in kinds or len(header.shape) != axes):
+        raise ValueError(f"{part} is {header.dtype} of the shape {header.shape}")
+    return packed[part]
 
 
 def _from_checkout(folder: Path) -> Template:
@@ -75,23 +89,29 @@ def _from_checkout(folder: Path) -> Template:
         why = "generic_neutral_mesh.obj or vertex_indices.json is missing"
         raise ConfigError(one_line("is no ICT-FaceKit checkout", str(folder), why, remedy))
     try:
-        landmarks = np.array(json.loads(notes.read_text())["idx_to_landmark_verts"], np.int64)
-    except (ValueError, KeyError, TypeError) as error:
-        raise ConfigError(one_line("names no landmarks", str(notes), str(error), remedy)) from error
+        told = read_json(read_bounded(notes, MAX_JSON_BYTES), str(notes))
+        landmarks = vertex_numbers(told.get("idx_to_landmark_verts"))
+    except ScanRejected as error:
+        raise ConfigError(str(error)) from error
+    except ValueError as error:
+        raise ConfigError(one_line("names no landmarks", str(notes), str(error)[:200], remedy)) from error
+
+    def geometry_of(file: Path) -> ObjGeometry:
+        found = read_obj(read_bounded(file, MAX_MESH_BYTES), str(file))
+        if len(found.vertices) < ICT_SKIN_VERTICES:
+            why = f"{len(found.vertices)} vertices, {ICT_SKIN_VERTICES} wanted"
+            raise ConfigError(one_line("is no mesh of the ICT model", str(file), why, remedy))
+        return found
 
     def vertices_of(file: Path) -> NDArray[np.float64]:
-        found = read_obj(file.read_bytes(), str(file)).vertices
-        if len(found) < ICT_SKIN_VERTICES:
-            why = f"{len(found)} vertices, {ICT_SKIN_VERTICES} wanted"
-            raise ConfigError(one_line("is no mesh of the ICT model", str(file), why, remedy))
-        return found[:ICT_SKIN_VERTICES]
+        return geometry_of(file).vertices[:ICT_SKIN_VERTICES]
 
     files = sorted(model.glob("*.obj"))
     identities = [f for f in files if f.stem.startswith("identity")]
     expressions = [f for f in files if not f.stem.startswith(("identity", "generic_neutral_mesh"))]
     try:
-        neutral = vertices_of(model / "generic_neutral_mesh.obj")
-        faces = read_obj((model / "generic_neutral_mesh.obj").read_bytes(), str(model)).triangles
+        whole = geometry_of(model / "generic_neutral_mesh.obj")
+        neutral, faces = whole.vertices[:ICT_SKIN_VERTICES], whole.triangles
         to_mm = _unit_to_mm(neutral)
         return _ict_template(
             neutral * to_mm,
@@ -130,9 +150,16 @@ def _ict_template(
     names: tuple[str, ...],
     where: str,
 ) -> Template:
-    if len(neutral) != ICT_SKIN_VERTICES or landmarks.shape != (68,) or len(names) != len(expression):
-        why = f"{len(neutral)} skin vertices, {landmarks.size} landmarks, {len(names)} names of {len(expression)} modes"
-        raise ConfigError(one_line("is no ICT model", where, why, "name an ICT-FaceKit folder or its npz"))
+    shape = (ICT_SKIN_VERTICES, 3)
+    if neutral.shape != shape or {identity.shape[1:], expression.shape[1:]} != {shape}:
+        why = f"{len(neutral)} skin vertices, modes of the shapes {identity.shape} and {expression.shape}"
+        raise ConfigError(one_line("is no ICT model", where, why, _REMEDY))
+    if landmarks.shape != (68,) or landmarks.min() < 0 or landmarks.max() >= ICT_SKIN_VERTICES:
+        why = f"{landmarks.size} landmarks, 68 of the {ICT_SKIN_VERTICES} skin vertices are wanted"
+        raise ConfigError(one_line("is no ICT model", where, why, _REMEDY))
+    if len(names) != len(expression) or polygons.shape[1] not in (3, 4) or not np.isfinite(neutral).all():
+        why = f"{len(names)} names of {len(expression)} modes, polygons of {polygons.shape[1]} corners"
+        raise ConfigError(one_line("is no ICT model", where, why, _REMEDY))
     faces = polygons
     if polygons.shape[1] == 4:
         faces = np.concatenate([polygons[:, :3], polygons[polygons[:, 3] >= 0][:, [0, 2, 3]]])
@@ -141,7 +168,7 @@ def _ict_template(
     mirror = mirror_map(mesh.vertices)
     if mirror is None:
         why = "its two sides are no images of one another"
-        raise ConfigError(one_line("is no ICT model", where, why, "name an ICT-FaceKit folder or its npz"))
+        raise ConfigError(one_line("is no ICT model", where, why, _REMEDY))
     regions = find_regions(mesh.vertices, mesh.vertices[landmarks], face_mask)
     template = Template(
         name="ict",

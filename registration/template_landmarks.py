@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,11 +61,17 @@ def read_marked(text: bytes, vertices: NDArray[np.floating], where: str, unit: s
         told = json.loads(text)
         told = told["landmarks"] if isinstance(told, dict) else told
         values = np.asarray(told, np.float64)
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise ConfigError(one_line("landmarks can't be read", where, str(error)[:200], remedy)) from error
     if values.shape not in {(COUNT,), (COUNT, 3)} or not np.isfinite(values).all():
         raise ConfigError(one_line(f"landmarks have the shape {values.shape}", where, "", remedy))
-    index = values.astype(np.int64) if values.ndim == 1 else np.atleast_1d(cKDTree(places).query(values)[1])
+    if values.ndim == 1:
+        try:
+            index = vertex_numbers(told)
+        except ValueError as error:
+            raise ConfigError(one_line("landmarks can't be read", where, str(error), remedy)) from error
+    else:
+        index = np.atleast_1d(cKDTree(places).query(values)[1]).astype(np.int64)
     if index.min() < 0 or index.max() >= len(places):
         raise ConfigError(one_line("landmarks name vertices that are not there", where, f"of {len(places)}", remedy))
     scale = _scale_by_eyes(float(np.linalg.norm(places[index[36]] - places[index[45]])), unit, where)
@@ -73,6 +80,20 @@ def read_marked(text: bytes, vertices: NDArray[np.floating], where: str, unit: s
         if far > FURTHEST_LANDMARK_MM:
             raise ConfigError(one_line(f"a landmark lies {far:.1f} mm off the mesh", where, "", "check the landmarks"))
     return Marked(index.astype(np.int32), scale, False)
+
+
+def vertex_numbers(told: Any) -> NDArray[np.int64]:
+    """The vertices (k,) that a list read from JSON names, whole numbers of any notation.
+
+    Raises:
+        ValueError: it is no list, or holds anything else.
+    """
+    if not isinstance(told, list):
+        raise ValueError("no list of vertex numbers is there")
+    for value in told:
+        if type(value) not in (int, float) or not abs(value) < 2**31 or value != int(value):
+            raise ValueError(f"{str(value)[:40]} is no vertex's number")
+    return np.array(told, np.int64)
 
 
 def find_marked(mesh: Mesh, where: str, unit: str | None = None) -> Marked:

@@ -12,6 +12,7 @@ from cyclopts import Parameter
 from flows.commands import Workspace
 from flows.console import PLAIN, Exit, Output, Reply
 from flows.progress import progress_for
+from storage.bounded import read_bounded
 from storage.errors import ConfigError, one_line
 
 SCHEMAS = {
@@ -121,9 +122,11 @@ def init(
     from pipeline.config import preset_config
     from pipeline.opening import create_workspace
     from registration.procedural_head import head_template
-    from registration.template import Template
+    from registration.template import MAX_BYTES, Template
 
-    head = head_template() if template is None else Template.from_bytes(_read(template), str(template))
+    head = (
+        head_template() if template is None else Template.from_bytes(read_bounded(template, MAX_BYTES), str(template))
+    )
     made = create_workspace(workspace, preset_config(preset), head)
     document = {"workspace": made.url, "preset": preset, "template": head.name, "vertices": len(head.mesh.vertices)}
     return Reply(document, (f"workspace {workspace} with preset {preset} and template {head.name}",))
@@ -212,10 +215,3 @@ def schema(
     module, _, attribute = where.partition(":")
     document: dict[str, Any] = getattr(importlib.import_module(module), attribute).model_json_schema()
     return Reply(document, (json.dumps(document, indent=1),))
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise ConfigError(one_line("can't be read", str(path), error.strerror or "", "check the path")) from error

@@ -1,4 +1,6 @@
+import io
 import json
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,6 +30,115 @@ def test_a_template_survives_its_bytes() -> None:
 def test_what_is_no_template_is_named(data: bytes) -> None:
     with pytest.raises(ConfigError, match=r"WS/template\.npz: is no template"):
         Template.from_bytes(data, "WS/template.npz")
+
+
+def _parts(template: Template) -> dict[str, np.ndarray]:
+    with np.load(io.BytesIO(template.to_bytes())) as z:
+        return dict(z)
+
+
+def _encoded(parts: dict[str, np.ndarray]) -> bytes:
+    out = io.BytesIO()
+    np.savez(out, **parts)
+    return out.getvalue()
+
+
+def _bad(array: np.ndarray, value: float) -> np.ndarray:
+    changed = array.copy()
+    changed.flat[0] = value
+    return changed
+
+
+CHANGES = {
+    "five landmarks": ("landmarks", lambda old: old[:5]),
+    "landmarks that are floats": ("landmarks", lambda old: old.astype(np.float32)),
+    "a landmark before the first vertex": ("landmarks", lambda old: _bad(old, -1)),
+    "an anchor beyond the last vertex": ("anchors", lambda old: old + 10_000_000),
+    "regions without a name": ("regions", lambda old: np.full_like(old, 200)),
+    "too few regions": ("regions", lambda old: old[1:]),
+    "a mask of numbers": ("face_mask", lambda old: old.astype(np.uint8)),
+    "mirrors beyond the last vertex": ("mirror", lambda old: old + 1_000_000),
+    "a face beyond the last vertex": ("faces", lambda old: _bad(old, 10_000_000)),
+    "a face that is right after it wraps": ("faces", lambda old: old + np.int64(2**32)),
+    "a face before the first vertex": ("faces", lambda old: _bad(old, -1)),
+    "faces of four corners": ("faces", lambda old: np.concatenate([old, old[:, :1]], 1)),
+    "too many pairs": ("anchor_pairs", lambda old: np.int32(500)),
+    "fewer than no pairs": ("anchor_pairs", lambda old: np.int32(-1)),
+    "pairs that are a list": ("anchor_pairs", lambda old: np.zeros(2, np.int32)),
+    "one throat vertex": ("throat", lambda old: old[:1]),
+    "a vertex that is nowhere": ("vertices", lambda old: _bad(old, np.nan)),
+    "no vertices": ("vertices", lambda old: old[:0]),
+    "a mode without end": ("identity_basis", lambda old: _bad(old, np.inf)),
+    "modes of another mesh": ("expression_basis", lambda old: old[:, 1:]),
+    "names that are numbers": ("expression_names", lambda old: np.arange(len(old))),
+    "a name too few": ("expression_names", lambda old: old[1:]),
+    "nothing where faces were": ("faces", lambda old: None),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_template_whose_parts_disagree_is_named(change: str) -> None:
+    part, changed = CHANGES[change]
+    parts = _parts(head_template())
+    parts[part] = changed(parts[part])
+    with pytest.raises(
+        ConfigError, match=rf"^WS/template\.npz: .*{'pairs' if 'pairs' in part else '(?:' + part + '|modes)'}"
+    ):
+        Template.from_bytes(
+            _encoded({name: array for name, array in parts.items() if array is not None}), "WS/template.npz"
+        )
+
+
+def test_a_template_that_promises_terabytes_is_refused_unread() -> None:
+    header = b"{'descr': '<f4', 'fortran_order': False, 'shape': (1000000000000, 3)}\n"
+    out = io.BytesIO(_encoded({name: part for name, part in _parts(head_template()).items() if name != "vertices"}))
+    with zipfile.ZipFile(out, "a") as folder:
+        folder.writestr("vertices.npy", b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header)
+    with pytest.raises(ConfigError, match=r"is no template \(1200000\d+ bytes unpacked, at most "):
+        Template.from_bytes(out.getvalue(), "WS/template.npz")
+
+
+@pytest.mark.parametrize(
+    ("told", "says"),
+    [
+        ([11248] * 68, "68 of the 11248 skin vertices"),
+        ([-1] * 68, "68 of the 11248 skin vertices"),
+        ([3.7] * 68, "3.7 is no vertex's number"),
+        ([1e40] * 68, "is no vertex's number"),
+        (["3"] * 68, "is no vertex's number"),
+        ({}, "no list"),
+        (None, "no list"),
+    ],
+)
+def test_a_checkouts_landmarks_are_checked(tmp_path: Path, told: object, says: str) -> None:
+    rng = np.random.default_rng(0)
+    points = rng.normal(size=(ICT_SKIN_VERTICES, 3)) * 100
+    rows = "".join(f"v {x:.3f} {y:.3f} {z:.3f}\n" for x, y, z in points.tolist())
+    (tmp_path / "generic_neutral_mesh.obj").write_text(rows + "f 1 2 3\n")
+    (tmp_path / "vertex_indices.json").write_text(json.dumps({"idx_to_landmark_verts": told}))
+    with pytest.raises(ConfigError, match=says):
+        import_ict(tmp_path)
+
+
+def test_a_checkouts_files_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "generic_neutral_mesh.obj").write_text("v 0 0 0\n" * 100)
+    (tmp_path / "vertex_indices.json").write_text(json.dumps({"idx_to_landmark_verts": [0] * 68}))
+    monkeypatch.setattr("registration.template_import.MAX_MESH_BYTES", 100)
+    with pytest.raises(ConfigError, match=r"generic_neutral_mesh\.obj: is too large \(800 bytes, at most 100\)"):
+        import_ict(tmp_path)
+    (tmp_path / "vertex_indices.json").write_text("[" * 100_000)
+    with pytest.raises(ConfigError, match=r"vertex_indices\.json: is nested too deep"):
+        import_ict(tmp_path)
+
+
+def test_an_ict_model_is_not_unpacked_beyond_its_bounds(tmp_path: Path) -> None:
+    np.savez_compressed(tmp_path / "zeros.npz", neutral=np.zeros((3_000_000, 3), np.float32))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("registration.template_import.MAX_UNPACKED_BYTES", 1_000_000)
+        with pytest.raises(ConfigError, match="is no ICT model \\(36000000 bytes unpacked, at most 1000000 are read"):
+            import_ict(tmp_path / "zeros.npz")
+    with pytest.raises(ConfigError, match="is no ICT model \\(faces is missing"):
+        import_ict(tmp_path / "zeros.npz")
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +205,8 @@ class TestIct:
         (b"[1, 2, 3]", r"shape \(3,\)"),
         (json.dumps([999_999] * 68).encode(), "not there"),
         (json.dumps([5] * 68).encode(), "no known unit"),
+        (json.dumps([3.7] * 68).encode(), "3.7 is no vertex's number"),
+        (b"[1" + b"0" * 400 + b"]", "can't be read"),
     ],
 )
 def test_landmarks_that_are_none_are_named(landmarks: bytes, says: str) -> None:
