@@ -43,8 +43,17 @@ def module_tensors(module: nn.Module, prefix: str) -> dict[str, Tensor]:
     return {f"{prefix}.{name}": tensor for name, tensor in module.state_dict().items()}
 
 
-def load_module(module: nn.Module, prefix: str, tensors: Mapping[str, Tensor], where: str = "checkpoint") -> None:
+def load_module(
+    module: nn.Module, prefix: str, tensors: Mapping[str, Tensor], where: str = "checkpoint", *, assign: bool = False
+) -> None:
     """Put ``prefix.name`` tensors into a module.
+
+    Args:
+        module: whose weights and buffers are overwritten.
+        prefix: what their names begin with.
+        tensors: by name; others are left alone.
+        where: for messages.
+        assign: copies become the module's own tensors; it may have been built on the device "meta", without memory.
 
     Raises:
         ConfigError: a tensor is missing or of another size.
@@ -52,7 +61,11 @@ def load_module(module: nn.Module, prefix: str, tensors: Mapping[str, Tensor], w
     lead = f"{prefix}."
     state = {name.removeprefix(lead): tensor for name, tensor in tensors.items() if name.startswith(lead)}
     try:
-        module.load_state_dict(state)
+        if assign:
+            own = module.state_dict()
+            # copies lie as torch lays its tensors, and are of the kinds that the module is of
+            state = {name: tensor.to(own.get(name, tensor).dtype, copy=True) for name, tensor in state.items()}
+        module.load_state_dict(state, assign=assign)
     except RuntimeError as error:
         why = " ".join(str(error).split())[:200]
         raise ConfigError(one_line("weights are of another architecture", where, why, "train again")) from error

@@ -8,6 +8,9 @@ from pydantic import Field, model_validator
 
 from storage.frozen import Frozen
 
+MAX_LAYERS = 64
+"""Hidden layers of a network."""
+
 ActivationName = Literal["silu", "softplus100"]
 
 
@@ -18,13 +21,15 @@ class IdentityConfig(Frozen):
         default=64, ge=1, description="entries of the code that every local network and the anchors share"
     )
     local_dim: int = Field(default=32, ge=1, description="entries of the code of each anchor and of the background")
-    hidden: tuple[int, ...] = Field(default=(64, 64, 64), min_length=1, description="outputs of the hidden layers")
+    hidden: tuple[int, ...] = Field(
+        default=(64, 64, 64), min_length=1, max_length=MAX_LAYERS, description="outputs of the hidden layers"
+    )
     skip_layer: int | None = Field(default=None, description="hidden layer that is given the network's input once more")
     activation: ActivationName = Field(
         default="silu", description="softplus100 is the paper's; silu is cheap and as smooth"
     )
     anchor_hidden: tuple[int, ...] = Field(
-        default=(256, 256), description="hidden layers of the network that places anchors"
+        default=(256, 256), max_length=MAX_LAYERS, description="hidden layers of the network that places anchors"
     )
     reach_neighbours: int = Field(
         default=4, ge=1, description="an anchor's reach is its distance to this neighbour, ..."
@@ -66,7 +71,7 @@ class DeformationConfig(Frozen):
         default=32, ge=1, description="entries to which identity code and anchors are compressed"
     )
     hidden: tuple[int, ...] = Field(
-        default=(160, 160, 160, 160), min_length=1, description="outputs of the hidden layers"
+        default=(160, 160, 160, 160), min_length=1, max_length=MAX_LAYERS, description="outputs of the hidden layers"
     )
     skip_layer: int | None = Field(default=2, description="hidden layer that is given the network's input once more")
     activation: ActivationName = Field(
@@ -89,7 +94,9 @@ class DeformationConfig(Frozen):
 class RegionConfig(Frozen):
     """The region field: one small network that names the part of the head a point belongs to."""
 
-    hidden: tuple[int, ...] = Field(default=(64, 64), min_length=1, description="outputs of the hidden layers")
+    hidden: tuple[int, ...] = Field(
+        default=(64, 64), min_length=1, max_length=MAX_LAYERS, description="outputs of the hidden layers"
+    )
     coordinate_gain: float = Field(
         default=8.0, gt=0, description="positions are multiplied by this before the first layer"
     )
@@ -99,7 +106,9 @@ class ColorConfig(Frozen):
     """The colour field: one network that gives canonical points a colour, with a code of its own (MonoNPHM)."""
 
     appearance_dim: int = Field(default=32, ge=1, description="entries of the appearance code")
-    hidden: tuple[int, ...] = Field(default=(128, 128, 128), min_length=1, description="outputs of the hidden layers")
+    hidden: tuple[int, ...] = Field(
+        default=(128, 128, 128), min_length=1, max_length=MAX_LAYERS, description="outputs of the hidden layers"
+    )
     coordinate_gain: float = Field(
         default=12.0, gt=0, description="positions are multiplied by this before the first layer"
     )
@@ -110,7 +119,7 @@ class ImFaceConfig(Frozen):
 
     code_dim: int = Field(default=128, ge=1, description="entries of the identity code, and of the expression code")
     width: int = Field(default=128, ge=1, description="outputs of a hidden layer of a mini network")
-    layers: int = Field(default=3, ge=1, description="hidden layers of a mini network")
+    layers: int = Field(default=3, ge=1, le=MAX_LAYERS, description="hidden layers of a mini network")
     hyper_hidden: int = Field(
         default=128, ge=1, description="hidden layer between a code and the mini networks' weights"
     )

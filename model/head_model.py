@@ -20,6 +20,7 @@ from model.checkpoint import decode, encode
 from model.codes import code_of
 from model.config import FieldConfig
 from model.head_fields import HeadFields
+from model.imface_fields import KEYPOINTS
 from model.meshing import extract
 from model.networks import HeadNetworks
 from model.shape_and_motion import MotionField, ShapeField
@@ -28,10 +29,18 @@ from model.units import MM_PER_UNIT, to_mm, to_units
 from registration.mesh import Mesh
 from registration.pieces import without_crumbs
 from registration.template import Template
-from storage.errors import ConfigError, one_line
+from storage.bounded import read_bounded
+from storage.digest import digest_bytes
+from storage.errors import ConfigError, ScanRejected, one_line
+from storage.jsonfile import read_json
 
 FORMAT = 1
 """Version of the files of a model folder."""
+
+_MAX_ANCHORS = 4096
+"""The distance between any two is computed."""
+_FILES = ("model.safetensors", "codes.safetensors", "config.json", "template.npz")
+_MAX_FILE_BYTES = 4 * 1024**3
 
 CANONICAL = "canonical"
 """Name of the expression that deforms nothing."""
@@ -111,47 +120,51 @@ class HeadModel:
             ConfigError: a file is missing, damaged, or of another version.
         """
         root = Path(folder)
-        names = ("model.safetensors", "codes.safetensors", "config.json", "template.npz")
-        for name in names:
-            if not (root / name).is_file():
-                remedy = "name a model folder, or train one with 'nphm train'"
-                raise ConfigError(one_line("is no model folder", str(folder), f"{name} is missing", remedy))
-        return cls.from_files({name: (root / name).read_bytes() for name in names}, device, str(folder))
+        files = {name: read_bounded(root / name, _MAX_FILE_BYTES) for name in _FILES if (root / name).is_file()}
+        return cls.from_files(files, device, str(folder))
 
     @classmethod
     def from_files(cls, files: Mapping[str, bytes], device: str = "cpu", where: str = "model") -> HeadModel:
         """Decode what ``to_files`` wrote.
 
         Raises:
-            ConfigError: a file is damaged or of another version.
+            ConfigError: a file is missing, damaged, or of another version, or two disagree.
         """
-        try:
-            told = json.loads(files["config.json"])
-            if told["format"] != FORMAT:
-                why = f"format {told['format']}, this program reads {FORMAT}"
-                raise ConfigError(one_line("is of another version", f"{where}/config.json", why, "train it again"))
-            config = FieldConfig.model_validate(told["field"])
-            pairs = int(told["anchor_pairs"])
-            anchors = torch.as_tensor(to_units(np.asarray(told["mean_anchors_mm"], np.float32).reshape(-1, 3)))
-            subjects, scans = tuple(told["subjects"]), tuple(told["scans"])
-            box, plane = np.asarray(told["box_mm"], np.float64), np.asarray(told["throat_plane"], np.float64)
-        except (ValueError, KeyError, TypeError) as error:
-            why = str(error).splitlines()[0]
-            raise ConfigError(one_line("is damaged", f"{where}/config.json", why, "train the model again")) from error
-        fields = HeadNetworks.build(config, anchors, pairs, torch.Generator().manual_seed(0))
-        fields.load(decode(files["model.safetensors"], f"{where}/model.safetensors")[0], where)
+        for name in _FILES:
+            if name not in files:
+                remedy = "name a model folder, or train one with 'nphm train'"
+                raise ConfigError(one_line("is no model folder", where, f"{name} is missing", remedy))
+        told = _told(files["config.json"], f"{where}/config.json")
+        anchors = torch.as_tensor(to_units(told.mean_anchors_mm))
+        weights, _ = decode(files["model.safetensors"], f"{where}/model.safetensors")
+        fields = HeadNetworks.of_tensors(told.field, anchors, told.anchor_pairs, weights, f"{where}/model.safetensors")
         fields.frozen(device)
-        codes, _ = decode(files["codes.safetensors"], f"{where}/codes.safetensors")
         template = Template.from_bytes(files["template.npz"], f"{where}/template.npz")
-        z_id, z_ex = codes["identity"].numpy(), codes["expression"].numpy()
-        appearance = None if config.color is None else codes.get("appearance", torch.zeros(0)).numpy()
-        named = z_id.shape == (len(subjects), fields.identity.layout.size) and len(z_ex) == len(scans)
-        if not named or (appearance is not None and len(appearance) != len(subjects)):
-            why = f"{len(z_id)} and {len(z_ex)} codes for {len(subjects)} subjects and {len(scans)} scans"
-            raise ConfigError(one_line("codes and names disagree", where, why, "train the model again"))
-        fields_and_names = fields.identity, fields.deformation, config, subjects, scans
-        further = fields.regions, fields.color, appearance
-        return cls(*fields_and_names, z_id, z_ex, template, box, plane, *further)
+        if told.template_sha256 != digest_bytes(files["template.npz"]):
+            why = "config.json has another digest"
+            raise ConfigError(one_line("is not the model's", f"{where}/template.npz", why, "copy the model again"))
+        wanted = {
+            "identity": (len(told.subjects), fields.identity.layout.size),
+            "expression": (len(told.scans), told.field.deformation.expression_dim),
+        }
+        if told.field.color is not None:
+            wanted["appearance"] = (len(told.subjects), told.field.color.appearance_dim)
+        codes = _codes(files["codes.safetensors"], wanted, f"{where}/codes.safetensors")
+        return cls(
+            fields.identity,
+            fields.deformation,
+            told.field,
+            told.subjects,
+            told.scans,
+            codes["identity"],
+            codes["expression"],
+            template,
+            told.box_mm,
+            told.throat_plane,
+            fields.regions,
+            fields.color,
+            codes.get("appearance"),
+        )
 
     def to_files(self) -> dict[str, bytes]:
         """The model folder's files by name: weights, codes, config and template. Same model, same bytes."""
@@ -391,6 +404,85 @@ class HeadModel:
 
     def _tensor(self, array: NDArray[np.float32]) -> Tensor:
         return torch.as_tensor(array).to(self.device)
+
+
+@dataclass(frozen=True)
+class _Told:
+    """What ``config.json`` says, checked; see ``HeadModel``."""
+
+    field: FieldConfig
+    anchor_pairs: int
+    mean_anchors_mm: NDArray[np.float32]
+    subjects: tuple[str, ...]
+    scans: tuple[str, ...]
+    box_mm: NDArray[np.float64]
+    throat_plane: NDArray[np.float64]
+    template_sha256: str
+
+
+def _told(data: bytes, where: str) -> _Told:
+    """Decode ``config.json``.
+
+    Raises:
+        ConfigError: it is damaged, or of another version.
+    """
+    try:
+        told = read_json(data, where)
+        if told["format"] != FORMAT or told["mm_per_unit"] != MM_PER_UNIT:
+            why = f"format {told['format']} of {told['mm_per_unit']} mm, this program reads {FORMAT} of {MM_PER_UNIT:g}"
+            raise ConfigError(one_line("is of another version", where, why, "train it again"))
+        field, pairs = FieldConfig.model_validate(told["field"]), told["anchor_pairs"]
+        mean = _finite(told["mean_anchors_mm"], (-1, 3), "mean_anchors_mm").astype(np.float32)
+        if len(mean) > _MAX_ANCHORS or (field.imface is not None and len(mean) != len(KEYPOINTS)):
+            raise ValueError(f"{len(mean)} anchors")
+        if type(pairs) is not int or not 0 <= 2 * pairs <= len(mean):
+            raise ValueError(f"anchor_pairs is {str(pairs)[:40]} of {len(mean)} anchors")
+        box = _finite(told["box_mm"], (2, 3), "box_mm")
+        if not (box[0] < box[1]).all():
+            raise ValueError("box_mm has no inside")
+        plane = _finite(told["throat_plane"], (4,), "throat_plane")
+        names = [told[part] for part in ("subjects", "scans")]
+        if not all(isinstance(part, list) and all(isinstance(name, str) for name in part) for part in names):
+            raise ValueError("subjects and scans are no lists of names")
+        subjects, scans = (tuple(part) for part in names)
+        return _Told(field, pairs, mean, subjects, scans, box, plane, str(told["template_sha256"]))
+    except ScanRejected as error:
+        raise ConfigError(str(error)) from error
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
+        why = f"{error} is missing" if isinstance(error, KeyError) else str(error).splitlines()[0]
+        raise ConfigError(one_line("is damaged", where, why, "train the model again")) from error
+
+
+def _finite(told: Any, shape: tuple[int, ...], name: str) -> NDArray[np.float64]:
+    """Numbers of a JSON list; -1 is any length.
+
+    Raises:
+        ValueError: they are none, or of another shape.
+    """
+    found = np.asarray(told, np.float64)
+    if found.size == 0 and shape[0] == -1:
+        found = found.reshape(0, *shape[1:])
+    if len(found.shape) != len(shape) or any(w not in (-1, n) for w, n in zip(shape, found.shape, strict=True)):
+        raise ValueError(f"{name} has the shape {found.shape}")
+    if not np.isfinite(found).all():
+        raise ValueError(f"{name} has values that are no numbers")
+    return found
+
+
+def _codes(data: bytes, wanted: Mapping[str, tuple[int, int]], where: str) -> dict[str, NDArray[np.float32]]:
+    """The codes by name, of these shapes.
+
+    Raises:
+        ConfigError: one is missing, or of another shape or kind.
+    """
+    found, _ = decode(data, where)
+    for name, shape in wanted.items():
+        code = found.get(name)
+        if code is None or code.dtype != torch.float32 or tuple(code.shape) != shape or not code.isfinite().all():
+            is_there = "is missing" if code is None else f"is {code.dtype} of the shape {tuple(code.shape)}"
+            why = f"{name} {is_there}, finite float32 of the shape {shape} is wanted"
+            raise ConfigError(one_line("codes and names disagree", where, why, "train the model again"))
+    return {name: found[name].numpy() for name in wanted}
 
 
 def _is_canonical(expression: str | ArrayLike) -> bool:

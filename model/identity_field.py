@@ -72,10 +72,9 @@ class IdentityField(ShapeField):
         scale[1 : 2 * pairs : 2, 0] *= -1
         self.register_buffer("reach", reach)
         self.register_buffer("coordinate_scale", scale)
-        network_of = torch.arange(count + 1)
-        network_of = torch.where(network_of < 2 * pairs, network_of // 2, network_of - pairs)
+        self._network_list = [kind // 2 if kind < 2 * pairs else kind - pairs for kind in range(count + 1)]
+        network_of = torch.tensor(self._network_list, dtype=torch.int64, device=mean_anchors.device)
         self.register_buffer("network_of", network_of)
-        self._network_list = network_of.tolist()
         self._make_weights(count - pairs + 1, generator)
 
     @property

@@ -15,6 +15,7 @@ from model.deformation_field import DeformationField
 from model.identity_field import IdentityField
 from model.imface_fields import ImFaceExpression, ImFaceShape
 from model.shape_and_motion import MotionField, ShapeField
+from storage.errors import ConfigError, one_line
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,34 @@ class HeadNetworks:
         color = None if config.color is None else ColorField(config.color, global_dim, generator)
         return cls(identity, deformation, regions, color)
 
+    @classmethod
+    def of_tensors(
+        cls, config: FieldConfig, anchors: Tensor, pairs: int, tensors: Mapping[str, Tensor], where: str
+    ) -> HeadNetworks:
+        """Networks that have what ``tensors`` gave for weights. No more memory is taken than that has.
+
+        Arguments as ``build``; ``where`` is for messages.
+
+        Raises:
+            ConfigError: the sizes are none of networks, or a tensor is missing or of another size.
+        """
+        generator = torch.Generator()
+        try:
+            with torch.device("meta"):  # sizes from anywhere must not be taken at their word
+                fields = cls.build(config, anchors, pairs, generator)
+        except (RuntimeError, ValueError, TypeError, OverflowError, ArithmeticError) as error:
+            why = " ".join(str(error).split())[:200]
+            raise ConfigError(one_line("sizes are those of no network", where, why, "train again")) from error
+        for prefix, part in fields.parts().items():
+            whole = {name: buffer for name, buffer in part.named_buffers() if not buffer.is_floating_point()}
+            load_module(part, prefix, tensors, where, assign=True)
+            for name, buffer in part.named_buffers():
+                if name in whole and not torch.equal(buffer, whole[name]):
+                    raise ConfigError(
+                        one_line(f"{prefix}.{name} is not as its sizes ask for", where, "", "train again")
+                    )
+        return fields
+
     def parts(self) -> dict[str, nn.Module]:
         """The networks that there are, by the name that their weights begin with."""
         whole = {
@@ -68,15 +97,6 @@ class HeadNetworks:
             for prefix, part in self.parts().items()
             for name, tensor in module_tensors(part, prefix).items()
         }
-
-    def load(self, tensors: Mapping[str, Tensor], where: str) -> None:
-        """Take up what ``tensors`` gave; other names are left alone.
-
-        Raises:
-            ConfigError: a tensor is missing or of another size.
-        """
-        for prefix, part in self.parts().items():
-            load_module(part, prefix, tensors, where)
 
     def frozen(self, device: str | torch.device) -> HeadNetworks:
         """The same networks, not to be trained further, on a device."""

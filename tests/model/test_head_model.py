@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from model import HeadModel
+from model.checkpoint import decode, encode
 from model.training import train
 from registration.mesh import Mesh, boundary_vertices
+from registration.procedural_head import head_template
 from registration.template import Template
 from storage.errors import ConfigError
 from tests.model.test_metrics import sphere
@@ -92,16 +97,71 @@ def test_codes_and_names_are_checked(head: HeadModel) -> None:
     assert np.array_equal(head.identity_code(head.identity_mean), head.identity_mean)
 
 
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda told: told["field"]["identity"].update(hidden=[200_000, 200_000]), "of another architecture"),
+        (lambda told: told["field"]["deformation"].update(hidden=[10**12, 10**12]), "sizes are those of no network"),
+        (lambda told: told["field"]["deformation"].update(hidden=[1] * 100_000), "is damaged"),
+        (lambda told: told["field"]["identity"].update(global_dim=10**400), ": sizes are|: is damaged"),
+        (lambda told: told.update(anchor_pairs=5000), "anchor_pairs is 5000 of 9 anchors"),
+        (lambda told: told.update(anchor_pairs=-1), "anchor_pairs"),
+        (lambda told: told.update(anchor_pairs=2), "of another architecture"),
+        (lambda told: told.update(mean_anchors_mm=[[0, 0, 0]] * 5000), "5000 anchors"),
+        (lambda told: told.update(mean_anchors_mm=[[0, 0]]), "mean_anchors_mm has the shape"),
+        (lambda told: told.update(box_mm=[[0, 0, 0]]), "box_mm has the shape"),
+        (lambda told: told.update(box_mm=[[0, 0, 0], [0, 1, 1]]), "box_mm has no inside"),
+        (lambda told: told.update(throat_plane=[0, 1, float("nan"), 0]), "throat_plane has values"),
+        (lambda told: told.update(subjects="ab"), "no lists of names"),
+        (lambda told: told.update(subjects=["a"]), "codes and names disagree"),
+        (lambda told: told.update(scans=["a/smile"]), "codes and names disagree"),
+        (lambda told: told.update(mm_per_unit=1.0), "of another version"),
+        (lambda told: told.update(template_sha256="0" * 64), "is not the model's"),
+        (lambda told: told.pop("template_sha256"), "'template_sha256' is missing"),
+    ],
+)
+def test_a_config_that_the_files_disagree_with_is_refused(head: HeadModel, change: Callable, says: str) -> None:
+    files = head.to_files()
+    told = json.loads(files["config.json"])
+    change(told)
+    with pytest.raises(ConfigError, match=says) as caught:
+        HeadModel.from_files(files | {"config.json": json.dumps(told).encode()})
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["identity", "expression"])
+@pytest.mark.parametrize("change", [lambda z: z[:, 1:], lambda z: z.double(), lambda z: z * float("nan")])
+def test_codes_of_another_width_or_kind_are_refused(head: HeadModel, name: str, change: Callable) -> None:
+    files = head.to_files()
+    codes, _ = decode(files["codes.safetensors"])
+    codes[name] = change(codes[name])
+    with pytest.raises(ConfigError, match=f"codes and names disagree \\({name} is "):
+        HeadModel.from_files(files | {"codes.safetensors": encode(codes)})
+
+
 def test_damaged_folders_are_refused_in_one_line(head: HeadModel, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="is no model folder"):
         HeadModel.load(tmp_path)
     files = head.to_files()
+    for name in files:
+        with pytest.raises(ConfigError, match=f"is no model folder \\({name} is missing"):
+            HeadModel.from_files({other: data for other, data in files.items() if other != name})
     for name, data, message in (
         ("model.safetensors", files["model.safetensors"][:500], "is no checkpoint"),
         ("codes.safetensors", b"", "is no checkpoint"),
         ("config.json", b"{}", "is damaged"),
+        ("codes.safetensors", encode({"expression": torch.zeros(3, 8)}), "identity is missing"),
+        ("template.npz", head_template().to_bytes(), "is not the model's"),
         ("config.json", files["config.json"].replace(b'"format": 1', b'"format": 9'), "of another version"),
     ):
         with pytest.raises(ConfigError, match=message) as caught:
             HeadModel.from_files(files | {name: data})
         assert "\n" not in str(caught.value)
+
+
+def test_weights_that_name_other_networks_are_refused(head: HeadModel) -> None:
+    files = head.to_files()
+    weights, _ = decode(files["model.safetensors"])
+    weights["identity.network_of"] += 1000
+    with pytest.raises(ConfigError, match=r"identity\.network_of is not as its sizes ask for"):
+        HeadModel.from_files(files | {"model.safetensors": encode(weights)})
