@@ -138,8 +138,10 @@ class Template:
             ConfigError: naming the part that disagrees.
         """
         n = len(self.mesh.vertices)
-        for part in _SHAPES.keys() - {"expression_names"}:
+        for part in _SHAPES:
             array = getattr(self.mesh if part in ("vertices", "faces") else self, part)
+            if isinstance(array, tuple):
+                continue  # of names
             fault = _shape_fault(part, array.shape, array.dtype, n) or _value_fault(part, array, n)
             if fault:
                 raise ConfigError(one_line(fault, where, f"{n} vertices", "import it again"))
@@ -176,8 +178,8 @@ def _unpacked(data: bytes) -> dict[str, NDArray[Any]]:
     n = headers["vertices"].shape[0] if headers["vertices"].shape else 0
     if not 0 < n <= MAX_VERTICES:
         raise ValueError(f"{n} vertices, at most {MAX_VERTICES} are read")
-    for part in _SHAPES.keys() & headers.keys():
-        if fault := _shape_fault(part, headers[part].shape, headers[part].dtype, n):
+    for part in _SHAPES:
+        if part in headers and (fault := _shape_fault(part, headers[part].shape, headers[part].dtype, n)):
             raise ValueError(fault)
     for part, kinds in (("name", "U"), ("anchor_pairs", "iu")):
         if headers[part].shape or headers[part].dtype.kind not in kinds:
