@@ -295,7 +295,7 @@ def watch(
 
 @flow(name="sweep", persist_result=False)
 def sweep(workspace: str) -> dict[str, Any]:
-    """Mark the runs whose process is gone as crashed, and end processes without a parent on this machine.
+    """Mark the workspace's runs whose process is gone as crashed, and end processes without a parent on this machine.
 
     Returns:
         What was swept.

@@ -24,7 +24,7 @@ from pipeline.migration import SCHEMA_VERSION
 from pipeline.opening import CONFIG_PATH, open_workspace
 from pipeline.workspace import Workspace
 from storage.errors import ConfigError, NphmError
-from storage.lock import born, read_owners
+from storage.lock import born, namespace, read_owners
 from storage.store import LocalStore
 
 LEAST_FREE_BYTES = 5 * 1024**3
@@ -224,16 +224,21 @@ def _orphans() -> Check:
 
 
 def orphans() -> list[int]:
-    """Servers and workers of ours here whose run is gone. They end by themselves, unless they are stopped."""
+    """Servers and workers of ours here whose run is gone. They end by themselves, unless they are stopped.
+
+    A container's are seen from its host too, but know their parent by an id that means another process here.
+    """
     found = []
+    here = namespace()
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             words = (folder / "cmdline").read_bytes().split(b"\0")
             told = dict(word.split(b"=", 1) for word in (folder / "environ").read_bytes().split(b"\0") if b"=" in word)
         except OSError:
             continue  # of somebody else, or gone meanwhile
+        pid = int(folder.name)
         if b"-m" in words and {b"flows.server", b"flows.worker"} & set(words) and PARENT.encode() in told:
-            parent, own = born(int(told[PARENT.encode()])), born(int(folder.name))
-            if own and (not parent or int(parent) > int(own)):
-                found.append(int(folder.name))
+            parent, own = born(int(told[PARENT.encode()])), born(pid)
+            if own and (not parent or int(parent) > int(own)) and namespace(pid) == here:
+                found.append(pid)
     return sorted(found)

@@ -100,7 +100,7 @@ def bring_up_to(
 
         PROGRESS.set(progress)
         with engine():
-            cost = bring_up_to_date(url, until, workers, steps, dask)
+            cost = bring_up_to_date(workspace.url, until, workers, steps, dask)
         book = take_snapshot(workspace)
     return sum_up(workspace, until, cost, book)
 
@@ -115,7 +115,7 @@ def take_sessions_in(url: str, sessions: Sequence[Path], subject_prefix: str, pr
 
         PROGRESS.set(progress)
         with engine():
-            return ingest_sessions(url, [str(session) for session in sessions], subject_prefix)
+            return ingest_sessions(workspace.url, [str(session) for session in sessions], subject_prefix)
     with hold(workspace.store, "ingest", "taking sessions in"):
         for look in looks:
             if look.fault is None:

@@ -13,7 +13,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import obstore
@@ -27,6 +27,7 @@ from storage.store import SCRATCH, LocalStore, ObjectStore, Stat, Store, as_os_e
 FOLDER = "locks"
 TTL_SECONDS = 120.0
 RENEW_SECONDS = 20.0
+_RELEASED = ".cache/lock-released"
 _WAIT_SECONDS = 1.0
 
 
@@ -56,7 +57,7 @@ class Owner(Frozen):
         """Whether the note has ended, or its owner ran here and is dead."""
         if now > self.ends:
             return True
-        here = (self.host, self.namespace) == (socket.gethostname(), _namespace())
+        here = (self.host, self.namespace) == (socket.gethostname(), namespace())
         return here and born(self.pid) != self.born
 
     def __str__(self) -> str:
@@ -94,6 +95,9 @@ class Lock:
         """Give it back, if it is still this one's."""
         _, owner = _read(self._store, self._path)
         if owner is not None and owner.token == self.owner.token:
+            # Before the note goes, so that at each moment one of the two tells that somebody is, or just was, at work.
+            with suppress(OSError):  # a full disk must not keep the lock
+                self._store.put(_RELEASED, b"")
             self._store.delete(self._path)
 
 
@@ -141,6 +145,12 @@ def read_owners(store: Store) -> dict[str, Owner]:
     return owners
 
 
+def last_change(store: Store) -> float | None:
+    """When a lock was last taken, renewed or given back, in seconds since 1970; None where none ever was."""
+    found = [*store.stats(FOLDER).values(), store.stat(_RELEASED)]
+    return max((stat.modified_ns / 1e9 for stat in found if stat is not None), default=None)
+
+
 def _acquire(store: Store, path: str, what: str, run: str, wait_seconds: float) -> Lock:
     until = time.monotonic() + wait_seconds
     while True:
@@ -150,7 +160,7 @@ def _acquire(store: Store, path: str, what: str, run: str, wait_seconds: float) 
             mine = Owner(
                 token=secrets.token_hex(8),
                 host=socket.gethostname(),
-                namespace=_namespace(),
+                namespace=namespace(),
                 pid=os.getpid(),
                 born=born(os.getpid()),
                 what=what,
@@ -201,9 +211,10 @@ def _swap(store: Store, path: str, data: bytes, version: Stat | None) -> bool:
         return True
 
 
-def _namespace() -> str:
+def namespace(pid: int | None = None) -> str:
+    """In which a process's id means something, this one's when None; an empty text where that can't be told."""
     try:
-        return os.readlink("/proc/self/ns/pid")
+        return os.readlink(f"/proc/{pid or 'self'}/ns/pid")
     except OSError:
         return ""
 

@@ -53,7 +53,9 @@ def doctor(
     workspace: Annotated[
         str | None, Parameter(name=["--workspace", "-w"], help="A workspace to look at as well.")
     ] = None,
-    sweep: Annotated[bool, Parameter(negative=(), help="End processes and mark runs whose owner is gone.")] = False,
+    sweep: Annotated[
+        bool, Parameter(negative=(), help="End processes, and mark runs of the workspace, whose owner is gone.")
+    ] = False,
     output: Output = PLAIN,
 ) -> Reply:
     """Check libraries, GPU, memory, disk, store, locks and server: a line each, with the remedy.

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import suppress
 
 import pytest
 
-from flows import doctor
+from flows import doctor, sweeping
 from flows.doctor import check_up, orphans
 from flows.sweeping import sweep
 from storage.lock import hold
@@ -58,8 +62,9 @@ def test_a_store_that_may_not_be_written_to(workspace, monkeypatch):
     assert "Read-only file system" in check.found
 
 
-def test_processes_without_a_parent_are_swept(tmp_path):
-    # The worker is stopped, so that it can't end itself once its parent is gone.
+@pytest.fixture
+def orphan(tmp_path) -> Iterator[int]:
+    """The id of a worker whose parent is gone, and that is stopped, so that it can't end itself."""
     code = (
         "import os, signal, sys; from flows.lifeline import spawn, read_line\n"
         "child = spawn('flows.worker', ['tests.flows.small_steps:STEPS'], {}, open(sys.argv[1], 'w'))\n"
@@ -71,9 +76,27 @@ def test_processes_without_a_parent_are_swept(tmp_path):
         assert parent.stdout is not None
         pid = int(parent.stdout.readline())
         parent.wait()
-    assert pid in orphans()
-    assert pid in sweep(None).processes
+    yield pid
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+
+
+def test_processes_without_a_parent_are_swept(orphan):
+    assert orphan in orphans()
+    assert orphan in sweep(None).processes
     until = time.monotonic() + 10
-    while pid in orphans() and time.monotonic() < until:
+    while orphan in orphans() and time.monotonic() < until:
         time.sleep(0.05)
-    assert pid not in orphans()
+    assert orphan not in orphans()
+
+
+def test_a_containers_processes_are_left_to_it(orphan, monkeypatch):
+    monkeypatch.setattr(doctor, "namespace", lambda pid=None: "a container's" if pid == orphan else "the host's")
+    assert orphan not in orphans()
+
+
+def test_a_process_that_ends_by_itself_before_it_is_swept(monkeypatch):
+    with subprocess.Popen(["true"]) as ended:
+        ended.wait()
+    monkeypatch.setattr(sweeping, "orphans", lambda: [ended.pid])
+    assert sweep(None).processes == []

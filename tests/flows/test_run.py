@@ -10,12 +10,15 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import boto3
 import pytest
 from moto.server import ThreadedMotoServer
 
+from flows.progress import LineProgress
+from flows.run import bring_up_to, take_sessions_in
 from pipeline.config import preset_config
 from pipeline.execute import execute_in
 from pipeline.inbox import MARKER
@@ -198,8 +201,9 @@ def test_interrupting_ends_in_one_line(scans, engine_home, server):
 
 
 def test_a_run_whose_process_is_gone_is_marked_as_crashed(scans, engine_home, server):
+    # The folder that a relative path starts from is the run's own secret, and the other workspace is not looked at.
     code = """
-import sys
+import os, sys, time
 from datetime import timedelta
 from prefect.client.orchestration import get_client
 from prefect.states import Running
@@ -208,17 +212,39 @@ from flows.sweeping import sweep
 from pipeline.opening import open_workspace
 from storage.lock import hold
 from storage.store import open_store
+grace = timedelta(seconds=3)
+def begin(workspace):
+    return client.create_flow_run(bring_up_to_date, parameters={"workspace": workspace}, state=Running())
 with get_client(sync_client=True) as client:
-    run = client.create_flow_run(bring_up_to_date, parameters={"workspace": sys.argv[1]}, state=Running())
+    run = begin(sys.argv[1])
+    others = [begin(path) for path in (os.path.relpath(sys.argv[1]), sys.argv[1] + "-other", "")]
+    time.sleep(3.1)
     with hold(open_workspace(sys.argv[1]).store, "run", "a test"):
-        print("HELD", run.name in sweep(None, timedelta(0)).runs)
-    print("YOUNG", run.name in sweep(None).runs)
-    print("GONE", run.name in sweep(None, timedelta(0)).runs, client.read_flow_run(run.id).state.type.value)
+        print("HELD", sweep(sys.argv[1], timedelta(0)).runs)
+    print("BETWEEN TWO LOCKS", sweep(sys.argv[1], grace).runs)
+    time.sleep(3.1)
+    young = begin(sys.argv[1])
+    print("GONE", sweep(sys.argv[1], grace).runs == [run.name], client.read_flow_run(run.id).state.type.value)
+    print("LEFT", {client.read_flow_run(each.id).state.type.value for each in [young, *others]})
 """
     env = engine_home | {"PREFECT_API_URL": server}
     command = [sys.executable, "-c", code, scans]
     done = subprocess.run(command, capture_output=True, text=True, env=env, cwd=REPOSITORY)
-    assert done.stdout.splitlines() == ["HELD False", "YOUNG False", "GONE True CRASHED"], done.stderr
+    told = ["HELD []", "BETWEEN TWO LOCKS []", "GONE True CRASHED", "LEFT {'RUNNING'}"]
+    assert done.stdout.splitlines() == told, done.stderr
+
+
+def test_the_engine_is_told_where_a_workspace_lies_wherever_it_is_read(scans, session, tmp_path, monkeypatch):
+    told = []
+    monkeypatch.setattr("flows.run.engine", nullcontext)
+    monkeypatch.setattr("flows.run.quiet_engine", lambda: None)
+    monkeypatch.setattr("flows.process.bring_up_to_date", lambda url, *rest: told.append(url) or {})
+    monkeypatch.setattr("flows.process.ingest_sessions", lambda url, *rest: told.append(url))
+    monkeypatch.chdir(tmp_path)
+    bring_up_to("ws", "train", LineProgress(), steps=SMALL_STEPS)
+    (session / "001/smile/scan.ply").rename(session / "001/smile/other.ply")  # something to look at again
+    take_sessions_in("ws", [session], "", LineProgress())
+    assert told == [scans, scans]
 
 
 @pytest.fixture

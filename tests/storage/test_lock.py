@@ -13,7 +13,7 @@ from obstore.store import MemoryStore
 
 from storage import lock
 from storage.errors import StorageConflict
-from storage.lock import hold, read_owners
+from storage.lock import hold, last_change, read_owners
 from storage.store import LocalStore, ObjectStore, Store
 
 
@@ -90,5 +90,17 @@ def test_the_lock_of_a_killed_process_is_free_at_once(tmp_path):
 
 def test_a_note_that_cant_be_read_is_nobodys(store):
     store.put("locks/run.json", b"{")
+    assert read_owners(store) == {}
     with hold(store, "run", "after"):
-        pass
+        assert read_owners(store)["run"].what == "after"
+
+
+def test_when_a_lock_last_changed_is_known_after_it_is_given_back(store):
+    assert last_change(store) is None
+    with hold(store, "run", "a test"):
+        taken = last_change(store)
+    given_back = last_change(store)
+    assert taken is not None
+    assert given_back is not None
+    assert abs(time.time() - taken) < 60
+    assert given_back >= taken
