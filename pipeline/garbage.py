@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from pipeline.checkpoints import FOLDER as CHECKPOINTS
 from pipeline.inputs import model_name
+from pipeline.planner import decide
 from pipeline.sample_format import SAMPLES_ROOT
 from pipeline.snapshot import Snapshot, take_snapshot
 from pipeline.workspace import Workspace
@@ -79,8 +80,9 @@ def _find(book: Snapshot, stats: Mapping[str, Stat]) -> Iterator[Garbage]:
         elif folder == SAMPLES_ROOT and rest.count("/") >= 2:
             yield Garbage(path, stat.bytes, "no manifest names it")
         elif folder == CHECKPOINTS:
-            name, part = rest.split("/")[:2]
-            if _is_under_way(book, name, part):
+            name, _, below = rest.partition("/")
+            part = below.partition("/")[0]
+            if not part or _is_under_way(book, name, part):
                 continue
             if book.manifest("train", name) is not None:
                 yield Garbage(path, stat.bytes, "its model is finished")
@@ -89,10 +91,23 @@ def _find(book: Snapshot, stats: Mapping[str, Stat]) -> Iterator[Garbage]:
 
 
 def _is_under_way(book: Snapshot, model: str, part: str) -> bool:
-    """Whether what is kept belongs to a step after the training that the settings ask for and that has not ended."""
+    """Whether what is kept belongs to something that the settings ask for and that has not ended.
+
+    A result that is to be made anew under its old name stands until the new one is published.
+    """
     if part in book.config.baselines.methods:
-        return book.manifest("baselines", model) is None
-    return part == "protocols" and bool(book.config.protocols.names) and book.manifest(part, model) is None
+        return _is_to_be_made(book, "baselines", model)
+    if part == "protocols":
+        return bool(book.config.protocols.names) and _is_to_be_made(book, part, model)
+    # Of the other models, each was trained once, of what the workspace held then.
+    return "train" in book.steps and model == model_name(book) and _is_to_be_made(book, "train", model)
+
+
+def _is_to_be_made(book: Snapshot, step: str, model: str) -> bool:
+    if book.manifest(step, model) is None:
+        return True
+    action = decide(book, book.steps[step], model)
+    return action is not None and action.kind == "compute"
 
 
 def _is_orphan(book: Snapshot, place: tuple[str, str], known: set[str]) -> bool:

@@ -11,6 +11,7 @@ from pipeline.inputs import model_name
 from pipeline.models import promote_first
 from pipeline.planner import plan
 from pipeline.snapshot import take_snapshot
+from pipeline.workspace import Workspace
 
 
 def bring_up_to_date(workspace) -> None:
@@ -39,11 +40,28 @@ def test_only_what_nothing_refers_to_goes(workspace, make_session):
         store.put(path, b"x")
     store.put("samples.zarr/zarr.json", b"{}")
     store.put("notes/mine.txt", b"x")
+    store.put("checkpoints/mine.txt", b"x")
     assert {garbage.path: garbage.why for garbage in find_garbage(workspace)} == litter
     assert {garbage.path for garbage in collect_garbage(workspace)} == set(litter)
     assert {path: store.get(path) for path in store.list()} == before | {
-        "samples.zarr/zarr.json": b"{}", "notes/mine.txt": b"x"
+        "samples.zarr/zarr.json": b"{}", "notes/mine.txt": b"x", "checkpoints/mine.txt": b"x"
     }  # fmt: skip
+
+
+def test_checkpoints_of_a_model_that_is_trained_anew_under_its_name_stay(workspace, make_session):
+    named = workspace.config.model_copy(update={"model_name": "heads"})
+    workspace = Workspace(workspace.store, named, workspace.steps)
+    ingest_session(workspace, make_session())
+    bring_up_to_date(workspace)
+    workspace.store.put("checkpoints/heads/ab/1", b"x")
+    assert [garbage.why for garbage in find_garbage(workspace)] == ["its model is finished"]
+    ingest_session(workspace, make_session(subjects={"001": ["neutral", "smile", "grin"]}))
+    while ready := [action for action in plan(take_snapshot(workspace), "sample") if action.ready]:
+        for action in ready:
+            execute_in(workspace, action.step, action.key)
+    assert find_garbage(workspace) == []  # the training was cut off, and goes on from here
+    bring_up_to_date(workspace)
+    assert [garbage.path for garbage in find_garbage(workspace)] == ["checkpoints/heads/ab/1"]
 
 
 def test_results_of_a_scan_that_is_gone(workspace, make_session):
