@@ -140,7 +140,9 @@ def parse_version(version: str) -> tuple[int, int, int] | None:
 
 def list_built(store: Store) -> list[BuiltRelease]:
     """The releases that were built from a workspace, by version and place."""
-    built = [BuiltRelease.model_validate_json(data) for data in store.get_many(store.list(BUILT_FOLDER))]
+    built = [
+        BuiltRelease.model_validate_json(data) for data in store.get_many(store.list(BUILT_FOLDER)) if data is not None
+    ]
     return sorted(built, key=lambda release: (parse_version(release.version) or (0, 0, 0), release.place))
 
 

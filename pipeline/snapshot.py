@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 from pipeline.keys import subject_of
 from pipeline.stepspec import StepSpec
 from pipeline.workspace import Workspace, judgement_path
-from storage.manifest import Judgement, Manifest, find_damage, parse_manifest
-from storage.store import Stat
+from storage.errors import StorageConflict, one_line
+from storage.manifest import Judgement, Manifest, find_damage, parse_judgement, parse_manifest, read_manifest
+from storage.store import Stat, Store
 
 if TYPE_CHECKING:
     from pipeline.config import PipelineConfig
@@ -80,14 +81,28 @@ def _folders_elsewhere(manifest: Manifest, known: Mapping[str, Stat]) -> Iterato
     return (output.path.partition("/")[0] for output in manifest.outputs.values() if output.path not in known)
 
 
+def _read_words(store: Store) -> dict[str, Judgement]:
+    words = {}
+    paths = store.list("judgements")
+    for path, data in zip(paths, store.get_many(paths), strict=True):
+        key = path.removeprefix("judgements/").removesuffix(".json")
+        if path != judgement_path(key):
+            raise StorageConflict(one_line("is no judgement", f"{store.url}/{path}", "a stray file", "move it away"))
+        if data is not None:
+            words[key] = parse_judgement(data, path)
+    return words
+
+
 def take_snapshot(workspace: Workspace, every_byte: bool = False) -> Snapshot:
-    """Read every manifest of a workspace and look at every output once.
+    """Read every manifest of a workspace and look at every output once, or again where it seems damaged.
+
+    Nobody needs to be kept from writing meanwhile: what is withdrawn after it was listed is left out.
 
     Args:
         every_byte: read all outputs and hold them against their digests: finds what a failing disk has changed.
 
     Raises:
-        StorageConflict: a manifest can't be read.
+        StorageConflict: a manifest or a person's word can't be read.
     """
     store = workspace.store
     stats: dict[str, Stat] = {}
@@ -100,25 +115,31 @@ def take_snapshot(workspace: Workspace, every_byte: bool = False) -> Snapshot:
             key = path[len(spec.folder) + 1 : -len(ends)]
             if path.endswith(ends) and path == spec.manifest_path(key):
                 at[path] = (spec.name, key)
-    read = store.get_many(at)
-    manifests = {place: parse_manifest(data, path) for (path, place), data in zip(at.items(), read, strict=True)}
+    manifests = {
+        place: parse_manifest(data, path)
+        for (path, place), data in zip(at.items(), store.get_many(at), strict=True)
+        if data is not None
+    }
     for folder in sorted({folder for manifest in manifests.values() for folder in _folders_elsewhere(manifest, stats)}):
         stats |= store.stats(folder)
-    damages = {
-        place: damage
-        for path, place in at.items()
-        if (damage := find_damage(store, manifests[place], path, stats, every_byte)) is not None
-    }
-    words = {}
-    for path in store.list("judgements"):
-        key = path.removeprefix("judgements/").removesuffix(".json")
-        assert path == judgement_path(key)
-        words[key] = Judgement.model_validate_json(store.get(path))
+    damages = {}
+    for path, place in at.items():
+        if place not in manifests or find_damage(store, manifests[place], path, stats, every_byte) is None:
+            continue
+        # Maybe it was made anew since it was listed: what stands now, looked at now, tells.
+        now = read_manifest(store, path)
+        if now is None:
+            del manifests[place]
+            continue
+        manifests[place] = now
+        damage = find_damage(store, now, path, every_byte=every_byte)
+        if damage is not None:
+            damages[place] = damage
     return Snapshot(
         workspace.config,
         workspace.steps,
         manifests,
-        words=words,
+        words=_read_words(store),
         splits=workspace.kept_splits(),
         template_digest=workspace.template_digest(),
         damages=damages,

@@ -51,7 +51,7 @@ def put_tombstone(store: Store, names: Pseudonyms, subject: str, tombstone: Tomb
 
 def list_tombstones(store: Store) -> list[Tombstone]:
     """All tombstones of a workspace, by their digests."""
-    return [Tombstone.model_validate_json(data) for data in store.get_many(store.list(FOLDER))]
+    return [Tombstone.model_validate_json(data) for data in store.get_many(store.list(FOLDER)) if data is not None]
 
 
 def bar_content(store: Store, names: Pseudonyms, content_digest: str) -> None:

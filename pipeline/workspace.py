@@ -15,7 +15,17 @@ from pipeline.verdict import derive_verdict
 from registration.template import Template
 from storage.digest import digest_bytes, digest_json
 from storage.errors import ConfigError, one_line
-from storage.manifest import Judgement, Manifest, Output, commit, find_damage, plain, read_manifest, read_output
+from storage.manifest import (
+    Judgement,
+    Manifest,
+    Output,
+    commit,
+    find_damage,
+    parse_judgement,
+    plain,
+    read_manifest,
+    read_output,
+)
 from storage.store import Store
 
 if TYPE_CHECKING:
@@ -130,8 +140,9 @@ class Workspace:
 
     def judgement(self, key: str) -> Judgement | None:
         """A person's word over a scan, or None."""
+        path = judgement_path(key)
         try:
-            return Judgement.model_validate_json(self.store.get(judgement_path(key)))
+            return parse_judgement(self.store.get(path), path)
         except FileNotFoundError:
             return None
 

@@ -180,6 +180,20 @@ def parse_manifest(data: bytes, path: str) -> Manifest:
         raise StorageConflict(one_line("is no manifest", path, why, "delete it and run again")) from error
 
 
+def parse_judgement(data: bytes, path: str) -> Judgement:
+    """Decode a person's word.
+
+    Raises:
+        StorageConflict: it can't be read.
+    """
+    try:
+        return Judgement.model_validate_json(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        why = f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"
+        raise StorageConflict(one_line("is no judgement", path, why, "say it anew with 'nphm judge'")) from error
+
+
 def read_output(store: Store, manifest: Manifest, name: str) -> bytes:
     """Read an output and hold it against its digest.
 
@@ -229,6 +243,8 @@ def find_damage(
         if every_byte or committed is None or found.modified_ns > committed.modified_ns:
             to_read.append(output)
     for output, data in zip(to_read, store.get_many(output.path for output in to_read), strict=True):
+        if data is None:
+            return f"{output.path} is missing"
         if digest_bytes(data) != output.sha256:
             return f"{output.path} was changed"
     return None

@@ -101,13 +101,15 @@ class Store(ABC):
         """The paths of all objects under a folder, sorted."""
         return list(self.stats(folder))
 
-    def get_many(self, paths: Iterable[str]) -> Iterator[bytes]:
-        """Read objects in the order of their paths.
+    def get_many(self, paths: Iterable[str]) -> Iterator[bytes | None]:
+        """Read objects in the order of their paths; None where there is none, as one may go after it was listed."""
+        return map(self._get_if_there, paths)
 
-        Raises:
-            FileNotFoundError: one is not there.
-        """
-        return map(self.get, paths)
+    def _get_if_there(self, path: str) -> bytes | None:
+        try:
+            return self.get(path)
+        except FileNotFoundError:
+            return None
 
     def exists(self, path: str) -> bool:
         """Whether there is an object."""
@@ -218,7 +220,10 @@ class LocalStore(Store):
                         if entry.path != skipped:
                             waiting.append(Path(entry.path))
                     elif entry.is_file():
-                        found[entry.path[cut:]] = _stat_of_file(entry.stat())
+                        try:
+                            found[entry.path[cut:]] = _stat_of_file(entry.stat())
+                        except FileNotFoundError:
+                            continue  # deleted since it was listed
         return dict(sorted(found.items()))
 
     @contextmanager
@@ -321,9 +326,9 @@ class ObjectStore(Store):
             found = {entry["path"]: _stat_of(entry) for batch in obstore.list(self.remote, prefix) for entry in batch}
         return dict(sorted(found.items()))
 
-    def get_many(self, paths: Iterable[str]) -> Iterator[bytes]:
+    def get_many(self, paths: Iterable[str]) -> Iterator[bytes | None]:
         with ThreadPoolExecutor(_REQUESTS) as pool:  # requests wait on the network, not on this machine
-            yield from pool.map(self.get, paths)
+            yield from pool.map(self._get_if_there, paths)
 
 
 @contextmanager

@@ -36,7 +36,7 @@ def test_put_get_list_delete(store):
     assert {path: stat.bytes for path, stat in store.stats().items()} == {"a.txt": 1, "b/c/three": 3, "b/two.bin": 2}
     assert store.get("b/two.bin") == b"22"
     assert b"".join(store.pieces("b/two.bin")) == b"22"
-    assert list(store.get_many(["b/two.bin", "a.txt"])) == [b"22", b"1"]
+    assert list(store.get_many(["b/two.bin", "nothing", "a.txt"])) == [b"22", None, b"1"]
     with store.local_path("b/two.bin") as file:
         assert file.read_bytes() == b"22"
     store.delete("b/two.bin")
