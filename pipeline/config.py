@@ -19,6 +19,7 @@ from pipeline.migration import migrate
 from pipeline.protocols_config import ProtocolsConfig
 from pipeline.register_config import RegisterConfig, RegisterThresholds
 from pipeline.release_config import ReleaseConfig
+from pipeline.safe_name import SafeName
 from pipeline.sample_config import SampleConfig, SampleThresholds
 from pipeline.service_config import ServiceConfig
 from pipeline.train_config import TrainConfig, TrainThresholds
@@ -66,7 +67,7 @@ class PipelineConfig(BaseModel):
     preset: Preset = Field(default="small", description="the preset whose values were the start")
     seed: int = Field(default=0, ge=0, description="seed of the run; each key draws from its own generator")
     template: str = Field(default="template.npz", description="the template, a file in the workspace")
-    model_name: str | None = Field(
+    model_name: SafeName | None = Field(
         default=None, description="name of the model; made from preset and inputs if left out"
     )
     splits: SplitShares = SplitShares()

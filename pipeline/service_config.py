@@ -2,9 +2,24 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from typing import Annotated
 
+from pydantic import AfterValidator, Field, HttpUrl, TypeAdapter, ValidationError
+from pydantic_core import PydanticCustomError
+
+from pipeline.safe_name import SafeName
 from storage.frozen import Frozen
+
+
+def _check_address(told: str) -> str:
+    """The address as it goes over the wire: what is not ASCII is escaped."""
+    if not told:
+        return told
+    try:
+        return str(TypeAdapter(HttpUrl).validate_python(told))
+    except ValidationError as error:
+        why = error.errors()[0]["msg"].lower()
+        raise PydanticCustomError("address", "is no http:// or https:// address, {why}", {"why": why}) from None
 
 
 class ServiceConfig(Frozen):
@@ -13,7 +28,7 @@ class ServiceConfig(Frozen):
     min_new_subjects: int = Field(
         default=5, ge=1, description="training subjects that are new since the last model before it is trained anew"
     )
-    held_out_set: str = Field(
+    held_out_set: SafeName = Field(
         default="first", description="name of the frozen set of held-out scans on which models are compared"
     )
     noise_floor_mm: float = Field(
@@ -22,6 +37,6 @@ class ServiceConfig(Frozen):
     most_rejected_share: float = Field(
         default=0.3, ge=0, le=1, description="share of rejected scans of a session above which somebody is told"
     )
-    notify_url: str = Field(
+    notify_url: Annotated[str, AfterValidator(_check_address)] = Field(
         default="", description="address that gets a JSON document by POST when somebody is to be told; none if empty"
     )

@@ -45,6 +45,26 @@ def test_what_is_left_out_is_as_in_the_preset():
             "x.toml: preset: input should be 'demo', 'small' or 'paper' (found ['demo']); correct this key",
         ),
         (
+            'model_name = "a/b"',
+            "x.toml: model_name: takes up to 64 letters, digits and ._-, the first a letter or digit (found 'a/b');"
+            " correct this key",
+        ),
+        (
+            '[service]\nheld_out_set = ""',
+            "x.toml: service.held_out_set: takes up to 64 letters, digits and ._-, the first a letter or digit"
+            " (found ''); correct this key",
+        ),
+        (
+            '[service]\nnotify_url = "http://[::1/"',
+            "x.toml: service.notify_url: is no http:// or https:// address, input should be a valid url, invalid ipv6"
+            " address (found 'http://[::1/'); correct this key",
+        ),
+        (
+            '[service]\nnotify_url = "file:///etc/passwd"',
+            "x.toml: service.notify_url: is no http:// or https:// address, url scheme should be 'http' or 'https'"
+            " (found 'file:///etc/passwd'); correct this key",
+        ),
+        (
             "schema_version = 3",
             "x.toml: schema_version: is not known (found 3, this version reads 1 to 2); use the nphm that made the"
             " workspace",
