@@ -369,7 +369,7 @@ def run_clean(workspace: Workspace, key: str) -> Manifest:
     inputs = workspace.inputs("clean", key)
     config: CleanConfig = workspace.config.of_step("clean")  # type: ignore[assignment]
     capture = load_capture(workspace, key)
-    detector = landmark_detector(config.landmark_model)
+    detector = landmark_detector(workspace, config)
     scan = clean_scan(capture, workspace.template(), config, workspace.seed("clean", key), detector=detector)
     landmarks = together(load_landmarks(workspace, key), scan.landmarks)
     return workspace.commit(

@@ -35,7 +35,15 @@ class CleanConfig(Frozen):
     agreement_min: float = Field(default=0.35, ge=0, le=1, description="a view that agrees less is left out")
     coarse_pixel_mm: float = Field(default=3.0, gt=0, description="pixel of the first look at poses and head, mm")
     landmark_model: str = Field(
-        default="", description="mediapipe's face_landmarker.task, to find landmarks in colour frames; empty for none"
+        default="",
+        description="mediapipe's face_landmarker.task, a file in the workspace, to find landmarks in colour frames;"
+        " empty for none",
+    )
+    landmark_sha256: str = Field(
+        default="",
+        description="of that file; another one is refused",
+        # Absent where none is told: a digest of settings from before there was this key stays as it was.
+        exclude_if=lambda told: not told,
     )
 
 

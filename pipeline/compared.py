@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from pipeline.keys import subject_of
+from pipeline.own_files import read_own_file
 from registration.mesh import Mesh, mesh_from_ply
 from registration.template import Template
-from storage.digest import digest_bytes
-from storage.errors import ConfigError, one_line
 
 if TYPE_CHECKING:
     from model.linear_fitter import LinearFitter
@@ -99,17 +98,9 @@ def linear_fitters(
 
 
 def _flame_file(workspace: Workspace, name: str, sha256: str) -> Template:
-    """The user's own FLAME model, which has to be the one that the settings mean: their digest stands for it."""
+    """The user's own FLAME model."""
     from registration.flame import import_flame
 
-    try:
-        data = workspace.store.get(name)
-    except FileNotFoundError:
-        remedy = "put it there, or leave evaluate.flame_file out"
-        raise ConfigError(one_line("FLAME file is missing", name, workspace.url, remedy)) from None
-    found = digest_bytes(data)
-    if found != sha256:
-        remedy = "set evaluate.flame_sha256 to that if it is the right file"
-        raise ConfigError(one_line("is another FLAME file", name, f"its SHA-256 is {found}", remedy))
+    read_own_file(workspace, name, sha256, what="FLAME file", keys=("evaluate.flame_file", "evaluate.flame_sha256"))
     with workspace.store.local_path(name) as path:
         return import_flame(path)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pipeline.own_files import read_own_file
 from pipeline.rawfiles import RawFiles
 from registration.landmark_views import LandmarkDetector
 from registration.landmarks import Landmarks, landmarks_from_json
 from registration.mediapipe_landmarks import MediapipeLandmarks
 from storage.jsonfile import MAX_JSON_BYTES
+
+if TYPE_CHECKING:
+    from pipeline.clean_config import CleanConfig
+    from pipeline.workspace import Workspace
 
 FILE = "landmarks.json"
 """In the scan's own folder; a session may name another by its key ``landmarks``."""
@@ -34,13 +39,18 @@ def told_landmarks(files: RawFiles, unit: str, name: str | None = None) -> Landm
     return landmarks_from_json(files.read(path, MAX_JSON_BYTES), files.where(path), unit)
 
 
-def landmark_detector(model: str) -> LandmarkDetector | None:
+def landmark_detector(workspace: Workspace, config: CleanConfig) -> LandmarkDetector | None:
     """The detector that a config asks for: mediapipe with the model file named, or none where none is named.
 
     Raises:
-        ConfigError: the file is not there or no model, or mediapipe is not installed.
+        ConfigError: the file is missing, another one than is told or no model, or mediapipe is not installed.
     """
-    return MediapipeLandmarks(Path(model)) if model else None
+    name = config.landmark_model
+    if not name:
+        return None
+    keys = ("clean.landmark_model", "clean.landmark_sha256")
+    model = read_own_file(workspace, name, config.landmark_sha256, what="landmark model", keys=keys)
+    return MediapipeLandmarks(model, name)
 
 
 def together(told: Landmarks | None, found: Landmarks | None) -> Landmarks | None:

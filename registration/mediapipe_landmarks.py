@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,16 +25,13 @@ class MediapipeLandmarks:
 
     Args:
         model: the user's ``face_landmarker.task``.
+        where: it was read from, for messages.
 
     Raises:
         ConfigError: mediapipe isn't installed, or the file is no model of its kind.
     """
 
-    def __init__(self, model: Path) -> None:
-        if not model.is_file():
-            raise ConfigError(
-                one_line("is not there", str(model), "landmarks in colour frames", "check landmark_model")
-            )
+    def __init__(self, model: bytes, where: str) -> None:
         try:
             import mediapipe  # type: ignore[import-not-found]
             from mediapipe.tasks.python import BaseOptions, vision  # type: ignore[import-not-found]
@@ -44,7 +40,7 @@ class MediapipeLandmarks:
             raise ConfigError(one_line("mediapipe is not installed", "landmark_model", str(error), remedy)) from error
         self._mediapipe: Any = mediapipe
         options = vision.FaceLandmarkerOptions(
-            base_options=BaseOptions(model_asset_buffer=model.read_bytes()),
+            base_options=BaseOptions(model_asset_buffer=model),
             running_mode=vision.RunningMode.IMAGE,
             num_faces=1,
         )
@@ -52,7 +48,7 @@ class MediapipeLandmarks:
             self._landmarker: Any = vision.FaceLandmarker.create_from_options(options)
         except (RuntimeError, ValueError) as error:
             remedy = "give mediapipe's face_landmarker.task"
-            raise ConfigError(one_line("is no face landmarker", str(model), str(error)[:200], remedy)) from error
+            raise ConfigError(one_line("is no face landmarker", where, str(error)[:200], remedy)) from error
 
     def detect(self, color: NDArray[np.uint8]) -> NDArray[np.float64] | None:
         """See ``LandmarkDetector``."""

@@ -5,9 +5,12 @@ import json
 import numpy as np
 import pytest
 
+from pipeline.clean_config import CleanConfig
+from pipeline.config import PipelineConfig
 from pipeline.ingest import ingest_session, load_landmarks
 from pipeline.scan_landmarks import landmark_detector, together
 from registration.landmarks import Landmarks
+from storage.digest import digest_bytes
 from storage.errors import ConfigError, StorageConflict
 
 
@@ -76,7 +79,22 @@ def test_told_landmarks_win_over_found_ones():
     assert together(None, found) is found
 
 
-def test_no_model_means_no_detector_and_a_wrong_one_is_named(tmp_path):
-    assert landmark_detector("") is None
-    with pytest.raises(ConfigError, match="check landmark_model"):
-        landmark_detector(str(tmp_path / "none.task"))
+def test_no_model_means_no_detector_and_a_wrong_one_is_named(workspace):
+    assert landmark_detector(workspace, CleanConfig()) is None
+    told = CleanConfig(landmark_model="face.task", landmark_sha256=digest_bytes(b"a model"))
+    with pytest.raises(ConfigError, match="landmark model is missing"):
+        landmark_detector(workspace, told)
+    workspace.store.put("face.task", b"another model")
+    with pytest.raises(ConfigError, match=r"is another landmark model .*; set clean\.landmark_sha256 to that"):
+        landmark_detector(workspace, told)
+    workspace.store.put("face.task", b"a model")
+    with pytest.raises(ConfigError, match=r"mediapipe is not installed|is no face landmarker"):
+        landmark_detector(workspace, told)
+
+
+def test_another_model_makes_stale_and_none_leaves_the_digests_as_they_were():
+    def digest(**told: str) -> str:
+        return PipelineConfig(clean=CleanConfig(**told)).digest_of_step("clean")
+
+    assert digest(landmark_model="face.task", landmark_sha256="0") != digest(landmark_model="face.task")
+    assert "landmark_sha256" not in PipelineConfig().resolved("clean")
