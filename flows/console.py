@@ -53,6 +53,16 @@ class Reply:
     exit: Exit = field(default=Exit.DONE)
 
 
+def plural(number: int, unit: str) -> str:
+    """The name of so many units, given that of one."""
+    return unit if number == 1 else f"{unit}s"
+
+
+def counted(number: int, unit: str) -> str:
+    """So many units, as ``1 scan`` or ``2 scans``."""
+    return f"{number} {plural(number, unit)}"
+
+
 def write_reply(reply: Reply, output: Output) -> None:
     """Print an answer on standard output."""
     try:

@@ -244,7 +244,7 @@ def _do_what_is_stale(
             whole = workspace.steps[step].scope == "model"
             if step not in done:
                 done[step] = 0
-                progress.start(step, sum(a.step == step for a in actions), "steps" if whole else "scans")
+                progress.start(step, sum(a.step == step for a in actions), "step" if whole else "scan")
             if whole:
                 scans.rest()
             runner: TaskRunner[Any] = here

@@ -6,7 +6,7 @@ import sys
 import threading
 import time
 from types import TracebackType
-from typing import Protocol
+from typing import Any, Protocol
 
 from rich.console import Console
 from rich.progress import (
@@ -19,7 +19,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from flows.console import Output
+from flows.console import Output, counted, plural
 
 _SECONDS_BETWEEN_LINES = 15.0
 
@@ -27,8 +27,8 @@ _SECONDS_BETWEEN_LINES = 15.0
 class StepProgress(Protocol):
     """Hears how far each step is. Every method may be called from any thread."""
 
-    def start(self, step: str, total: int, unit: str = "scans") -> None:
-        """A step begins, with ``total`` units to do."""
+    def start(self, step: str, total: int, unit: str = "scan") -> None:
+        """A step begins, with ``total`` units to do; the unit's name is that of one."""
 
     def update(self, step: str, done: int, note: str = "", total: int | None = None) -> None:
         """``done`` units are done; ``note`` says something of the state, such as a loss."""
@@ -56,7 +56,7 @@ def progress_for(output: Output) -> StepProgress:
 class SilentProgress:
     """Says nothing."""
 
-    def start(self, step: str, total: int, unit: str = "scans") -> None:
+    def start(self, step: str, total: int, unit: str = "scan") -> None:
         """Ignore."""
 
     def update(self, step: str, done: int, note: str = "", total: int | None = None) -> None:
@@ -90,14 +90,17 @@ class BarProgress(SilentProgress):
             console=Console(stderr=True),
         )
         self._ids: dict[str, TaskID] = {}
+        self._units: dict[str, str] = {}
 
-    def start(self, step: str, total: int, unit: str = "scans") -> None:
+    def start(self, step: str, total: int, unit: str = "scan") -> None:
         """Add a bar."""
-        self._ids[step] = self._bars.add_task(step, total=total, unit=unit, note="")
+        self._units[step] = unit
+        self._ids[step] = self._bars.add_task(step, total=total, unit=plural(total, unit), note="")
 
     def update(self, step: str, done: int, note: str = "", total: int | None = None) -> None:
         """Move a bar."""
-        self._bars.update(self._ids[step], completed=done, total=total, note=note)
+        told: dict[str, Any] = {} if total is None else {"unit": plural(total, self._units[step])}
+        self._bars.update(self._ids[step], completed=done, total=total, note=note, **told)
 
     def finish(self, step: str, note: str = "") -> None:
         """Leave the bar as it stands, with a last note."""
@@ -126,11 +129,11 @@ class LineProgress(SilentProgress):
         self._told: dict[str, float] = {}
         self._totals: dict[str, tuple[int, str]] = {}
 
-    def start(self, step: str, total: int, unit: str = "scans") -> None:
+    def start(self, step: str, total: int, unit: str = "scan") -> None:
         """Tell what is to be done."""
         self._began[step] = self._told[step] = time.monotonic()
         self._totals[step] = (total, unit)
-        self.say(f"{step}: {total} {unit} to do")
+        self.say(f"{step}: {counted(total, unit)} to do")
 
     def update(self, step: str, done: int, note: str = "", total: int | None = None) -> None:
         """Tell how far it is, if nothing was told for a while."""
@@ -141,7 +144,7 @@ class LineProgress(SilentProgress):
             if now - self._told[step] < _SECONDS_BETWEEN_LINES:
                 return
             self._told[step] = now
-        self.say(f"{step}: {done} of {total or told} {unit}" + (f", {note}" if note else ""))
+        self.say(f"{step}: {done} of {counted(total or told, unit)}" + (f", {note}" if note else ""))
 
     def finish(self, step: str, note: str = "") -> None:
         """Tell how long it took."""

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from flows.console import Exit, Reply
+from flows.console import Exit, Reply, counted
 from flows.engine import engine, quiet_engine
 from flows.progress import StepProgress
 from flows.worker import load_steps
@@ -54,7 +54,7 @@ class RunResult:
         lines += [f"rejected {line['key']} at {line['step']}: {line['reason']}" for line in self.rejected[:_MOST_LINES]]
         if len(self.rejected) > _MOST_LINES:
             lines.append(f"and {len(self.rejected) - _MOST_LINES} more in rejected.jsonl")
-        last = f"{max(usable, 0)} of {taken} scans usable, {len(self.rejected)} rejected"
+        last = f"{max(usable, 0)} of {counted(taken, 'scan')} usable, {len(self.rejected)} rejected"
         lines.append(f"{last}; report: {self.report}" if self.report else last)
         document = {
             "steps": [asdict(step) for step in self.standing],

@@ -153,7 +153,7 @@ def _drawn(
     check_ending(Path(out))
     folder = find_model(model, workspace)
     with progress_for(output) as progress:
-        progress.start(verb, count, "heads")
+        progress.start(verb, count, "head")
         made = draw(folder, lambda done, of: progress.update(verb, done, total=of))
         progress.finish(verb)
     return made

@@ -239,7 +239,7 @@ def _counting_files(step: str, output: Output) -> Iterator[Callable[[int, int], 
         def tell(done: int, total: int) -> None:
             nonlocal started
             if not started:
-                progress.start(step, total, "files")
+                progress.start(step, total, "file")
                 started = True
             progress.update(step, done)
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import Parameter
 
 from flows.commands import Workspace
-from flows.console import PLAIN, Exit, Output, Reply
+from flows.console import PLAIN, Exit, Output, Reply, counted
 from flows.progress import progress_for
 from storage.bounded import read_bounded
 from storage.errors import ConfigError, one_line
@@ -58,7 +58,7 @@ def simulate(
     subjects
         How many heads.
     expressions
-        How many expressions of each, the canonical one included.
+        How many expressions of each, the canonical one included; at most 22.
     seed
         Same seed, same captures.
     profile
@@ -186,7 +186,7 @@ def ingest(
     bad = len(report.rejected) + len(refused)
     lines = [*report.faults, *report.gone, *(f"still rejected: {line}" for line in report.still_rejected.values())]
     lines += [refusal.line for refusal in report.refused]
-    lines.append(f"{len(report.accepted)} scans taken in, {len(report.unchanged)} unchanged, {bad} rejected")
+    lines.append(f"{counted(len(report.accepted), 'scan')} taken in, {len(report.unchanged)} unchanged, {bad} rejected")
     exit = Exit.DONE
     if not (report.accepted or report.unchanged):
         exit = Exit.NOTHING_USABLE
