@@ -83,7 +83,8 @@ def simulate(
         The session's folder.
 
     Raises:
-        ConfigError: no such expression, nothing to simulate, or the folder holds captures of another rig or seed.
+        ConfigError: no such expression, more than there are, nothing to simulate, or the folder holds captures of
+            another rig or seed.
     """
     config = config or RigConfig()
     names = _expression_names(expressions)
@@ -132,6 +133,10 @@ def _write_whole(path: Path, data: bytes) -> None:
 
 def _expression_names(expressions: int | Sequence[str]) -> list[str]:
     known = list(EXPRESSIONS)
+    if isinstance(expressions, int) and expressions > len(known):
+        raise ConfigError(
+            one_line(f"can't simulate {expressions} expressions", "simulate", "", f"ask for at most {len(known)}")
+        )
     names = known[: max(expressions, 0)] if isinstance(expressions, int) else list(expressions)
     unknown = [name for name in names if name not in EXPRESSIONS]
     if unknown or not names:

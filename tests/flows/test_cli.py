@@ -16,6 +16,7 @@ from flows.console import Exit
 from pipeline.execute import execute
 from pipeline.ingest import ingest_session
 from pipeline.opening import open_workspace
+from registration.procedural_expressions import EXPRESSIONS
 from storage.store import LocalStore
 from tests.flows.small_steps import STEPS
 
@@ -35,6 +36,11 @@ def test_every_verb_has_help_with_an_example(verb, capsys):
     assert f"nphm {verb}" in re.sub(r"\s+", " ", shown.split("For example:")[1])
     assert "--json" in shown
     assert "--quiet" in shown
+
+
+def test_help_tells_how_many_expressions_there_are(capsys):
+    run_command(["simulate", "--help"])
+    assert f"at most {len(EXPRESSIONS)}" in re.sub(r"\W+", " ", capsys.readouterr().out)
 
 
 def test_no_verb_is_missing_from_the_list_above():

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from pipeline.rig import RigConfig, simulate
+from registration.procedural_expressions import EXPRESSIONS
 from registration.procedural_head import head_template
 from storage.errors import ConfigError
 from storage.ply import read_ply
@@ -145,5 +146,7 @@ def test_what_can_not_be_simulated_is_named(tmp_path: Path) -> None:
         simulate(tmp_path, 1, ["yawn"], 0, small())
     with pytest.raises(ConfigError, match="no expression"):
         simulate(tmp_path, 1, 0, 0, small())
+    with pytest.raises(ConfigError, match=f"100 expressions; ask for at most {len(EXPRESSIONS)}"):
+        simulate(tmp_path, 1, 100, 0, small())
     with pytest.raises(ConfigError, match="0 subjects"):
         simulate(tmp_path, 0, 1, 0, small())
