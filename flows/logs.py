@@ -9,6 +9,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -36,8 +37,9 @@ def new_log(name: str) -> Path:
     began = time.strftime("%Y%m%dT%H%M%S", time.gmtime())
     folder = log_folder()
     for old in folder.glob("*.log"):
-        if old.stat().st_mtime < time.time() - _KEPT_SECONDS:
-            old.unlink(missing_ok=True)
+        with suppress(FileNotFoundError):  # another process tidies as well
+            if old.stat().st_mtime < time.time() - _KEPT_SECONDS:
+                old.unlink()
     path = folder / f"{began}-{os.getpid()}-{name}.log"
     atexit.register(_drop_if_empty, path)
     return path
