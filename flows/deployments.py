@@ -166,11 +166,11 @@ def retrain(
         )
         pool = stack.enter_context(Workers(1, os.cpu_count() or 1, new_log("models"), steps))
 
-        def hear_nothing(done: int, total: int, note: str) -> None:
+        def check_lock(done: int, total: int, note: str) -> None:
             lock.check()
 
         log = RunLog(opened, runtime.flow_run.id or "")
-        called = pool.call_function(workspace, f"{functions}:train_on", {"parent": last.name}, hear_nothing)
+        called = pool.call_function(workspace, f"{functions}:train_on", {"parent": last.name}, check_lock)
         model = Outcome.of_plain(called.result)
         log.add(Done(model, called.seconds, called.steps_per_second))
         found: dict[str, Any] = {"trained": True, "promoted": False, "new_subjects": len(new), "name": model.key}
@@ -178,13 +178,13 @@ def retrain(
             found["why"] = "; ".join(model.reasons)
         else:
             both = {"candidate": model.key, "last": last.name}
-            compared = pool.call_function(workspace, f"{functions}:compare_models", both, hear_nothing).result
+            compared = pool.call_function(workspace, f"{functions}:compare_models", both, check_lock).result
             show_comparison(compared)
             found |= compared
             steps_in_order = list(opened.steps)
             for step in steps_in_order[steps_in_order.index("train") + 1 :]:
                 if is_wanted(opened, opened.steps[step]):
-                    log.add(pool.call(workspace, step, model.key, hear_nothing))
+                    log.add(pool.call(workspace, step, model.key, check_lock))
             if compared["promote"]:
                 promote(opened, model.key)
                 found["promoted"] = True

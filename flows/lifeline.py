@@ -63,7 +63,7 @@ def take_stdout() -> TextIO:
     return channel
 
 
-def hold(on_line: Callable[[str], object]) -> None:
+def end_with_parent(on_line: Callable[[str], object]) -> None:
     """In the child: hand each line of standard input to ``on_line``, and end the process when the input closes."""
 
     def read() -> None:

@@ -12,13 +12,13 @@ import sys
 import uvicorn
 from prefect.server.api.server import create_app
 
-from flows.lifeline import hold, take_stdout
+from flows.lifeline import end_with_parent, take_stdout
 
 
 def main() -> None:
     """Serve until standard input closes."""
     channel = take_stdout()
-    hold(lambda _: None)
+    end_with_parent(lambda _: None)
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listener.bind(("127.0.0.1", int(sys.argv[1])))

@@ -21,7 +21,7 @@ from dataclasses import asdict
 from queue import SimpleQueue
 from typing import Any
 
-from flows.lifeline import hold, take_stdout
+from flows.lifeline import end_with_parent, take_stdout
 from pipeline.execute import execute_in
 from pipeline.opening import open_workspace
 from pipeline.stepspec import StepSpec
@@ -85,7 +85,7 @@ def main() -> None:
     """Answer until standard input closes."""
     channel = take_stdout()
     jobs: SimpleQueue[str] = SimpleQueue()
-    hold(jobs.put)
+    end_with_parent(jobs.put)
     steps = load_steps(sys.argv[1])
 
     def tell(message: Any) -> None:
