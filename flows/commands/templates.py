@@ -9,7 +9,6 @@ from cyclopts import App, Parameter
 
 from flows.commands import Out, Workspace
 from flows.console import PLAIN, Output, Reply
-from pipeline.keys import subjects_of
 
 if TYPE_CHECKING:
     from registration.template import Template
@@ -137,16 +136,11 @@ def learn(
     out
         The template's file; a picture is left beside it.
     """
-    from model.fit_config import PcaConfig
-    from model.learned_template import learned_template
-    from pipeline.compared import registered_heads
+    from pipeline.learned_template import learn_template
     from pipeline.opening import open_workspace
 
-    opened = open_workspace(workspace)
-    subjects = subjects_of(opened.scans())
-    learnt = registered_heads(opened, [one for one in subjects if opened.split(one) == "train"], opened.template())
-    config = PcaConfig(identity_modes=identity_modes, expression_modes=expression_modes)
-    return _written(learned_template(learnt, config), Path(out), anchors, pairs)
+    made = learn_template(open_workspace(workspace), identity_modes, expression_modes)
+    return _written(made, Path(out), anchors, pairs)
 
 
 def _written(made: Template, path: Path, anchors: int, pairs: int | None) -> Reply:
