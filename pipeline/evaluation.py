@@ -21,7 +21,8 @@ from model.observation import FittedHead, HeadFitter, Observation
 from pipeline.evaluate_config import EvaluateConfig
 from pipeline.keys import subject_of
 from registration.mesh import Mesh
-from registration.rendered_points import RenderedPoints, single_view_cloud, visible_samples
+from registration.rendered_points import RenderedPoints, single_view_cloud, visible_samples, with_noise
+from storage.errors import ScanRejected, one_line
 
 REGIONS_COMPARED = ("face", "head", "hair")
 FACE_MM_SCAN, FACE_PLANE_MM_SCAN, FACE_MM_PREDICTED = 10.0, 5.0, 20.0
@@ -92,7 +93,11 @@ class Look:
             ScanRejected: nothing is seen above the throat.
         """
         if self.whole:
-            return visible_samples(scan.clean, scan.throat_plane, self.points, rng, config.render_scale)
+            seen = visible_samples(scan.clean, scan.throat_plane, self.points, rng, config.render_scale)
+            if len(seen.points_mm) == 0:
+                why = "no camera sees anything above the throat"
+                raise ScanRejected(one_line("no points to fit to", scan.key, why, "look at the clean mesh"))
+            return with_noise(seen, self.noise_mm, rng)
         direction = None
         if self.yaw_deg is not None:
             yaw = np.radians(self.yaw_deg)

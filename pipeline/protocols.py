@@ -77,14 +77,14 @@ def cases(workspace: Workspace, protocol: Protocol) -> list[Case]:
     plain = Look(config.points, config.noise_mm)
     some = held_out_scans(workspace, count)
     if protocol == "points":
-        found = [Case(str(n), (key,), Look(n)) for n in POINTS for key in some]
+        found = [Case(str(n), (key,), Look(n, config.noise_mm)) for n in POINTS for key in some]
     elif protocol == "noise":
         found = [Case(f"{mm:g} mm", (key,), Look(config.points, mm)) for mm in NOISE_MM for key in some]
     elif protocol == "yaw":
         looks = {f"{deg:g} deg": Look(config.points, config.noise_mm, deg) for deg in YAW_DEG}
         found = [Case(level, (key,), look) for level, look in looks.items() for key in some]
     elif protocol == "canonical":
-        looks = {"one view": plain, "all round": Look(config.points, whole=True)}
+        looks = {"one view": plain, "all round": Look(config.points, config.noise_mm, whole=True)}
         found = [Case(level, (key,), look) for level, look in looks.items() for key in _canonical(workspace, count)]
     elif protocol == "joint":
         groups = _groups(workspace, count)

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from storage.frozen import Frozen
 
-STEP_VERSION = 2
+STEP_VERSION = 3
 
 Protocol = Literal["canonical", "joint", "points", "noise", "yaw", "rig"]
 """What may be varied besides what the evaluation shows; see ``pipeline.protocols``."""

@@ -131,12 +131,17 @@ def single_view_cloud(
         raise ScanRejected(
             one_line("no view to fit to", where, "the camera sees nothing above the throat", "look at the clean mesh")
         )
-    seen = seen.select(rng.integers(len(seen.points_mm), size=count))
+    return with_noise(seen.select(rng.integers(len(seen.points_mm), size=count)), noise_mm, rng)
+
+
+def with_noise(seen: RenderedPoints, noise_mm: float, rng: np.random.Generator) -> RenderedPoints:
+    """Move points along the rays that saw them, by Gaussian noise of a standard deviation in mm."""
     if noise_mm == 0:
         return seen
     ray = seen.points_mm - seen.eye_mm
     ray /= np.linalg.norm(ray, axis=1, keepdims=True)
-    return RenderedPoints(seen.points_mm + noise_mm * rng.normal(size=(count, 1)) * ray, seen.normals, seen.eye_mm)
+    noise = noise_mm * rng.normal(size=(len(ray), 1))
+    return RenderedPoints(seen.points_mm + noise * ray, seen.normals, seen.eye_mm)
 
 
 def visible_samples(

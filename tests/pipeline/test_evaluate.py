@@ -6,7 +6,7 @@ import io
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, get_args
@@ -424,6 +424,24 @@ def test_what_protocols_look_at(tmp_path: Path) -> None:
         cases(workspace, "joint")  # two expressions are too few
     assert {case.keys for case in cases(_with_protocols(workspace, scans=1), "yaw")} == {("003/neutral",)}
     assert set(get_args(Protocol)) == set(WHAT)
+
+
+def test_looks_of_a_protocol_differ_in_what_it_varies_alone(tmp_path: Path) -> None:
+    workspace = _with_protocols(_workspace(tmp_path, held_out=("003",)))
+    noisy = workspace.config.model_copy(update={"evaluate": SMALL.model_copy(update={"noise_mm": 0.75})})
+    workspace = Workspace(workspace.store, noisy, workspace.steps)
+    varied = {"points": {"points"}, "noise": {"noise_mm"}, "yaw": {"yaw_deg"}, "canonical": {"whole"}, "rig": set()}
+    for name, fields in varied.items():
+        looks = [asdict(case.look) for case in cases(workspace, name)]  # type: ignore[arg-type]
+        assert {field for field in looks[0] if len({look[field] for look in looks}) > 1} == fields
+        assert name == "noise" or {look["noise_mm"] for look in looks} == {0.75}
+
+
+def test_all_round_has_noise_too() -> None:
+    clean, noisy = (Look(500, mm, whole=True).of(_scan(), SMALL, np.random.default_rng(0)) for mm in (0.0, 2.0))
+    moved = np.linalg.norm(noisy.points_mm - clean.points_mm, axis=1)
+    assert moved.std() > 0.5
+    np.testing.assert_array_equal(noisy.normals, clean.normals)
 
 
 def test_scans_of_one_person_are_fitted_together() -> None:
