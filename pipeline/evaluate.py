@@ -44,7 +44,6 @@ def run_evaluate(workspace: Workspace, key: str) -> Manifest:
 
     Raises:
         ConfigError: the model or a result that it needs is missing.
-        ScanRejected: a held-out scan shows nothing above its throat plane.
         StorageConflict: an input is damaged.
     """
     from model.head_fitter import NphmFitter  # torch: loaded by the steps that need it alone

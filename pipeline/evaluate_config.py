@@ -10,7 +10,7 @@ from pydantic import Field
 from model.fit_config import FitConfig, PcaConfig
 from storage.frozen import Frozen
 
-STEP_VERSION = 5
+STEP_VERSION = 6
 
 
 class EvaluateConfig(Frozen):

@@ -112,7 +112,7 @@ class ScanResult:
 
     Attributes:
         scan: what was fitted to.
-        cloud: the points that every method was given.
+        cloud: the points that every method was given; none where nothing was seen.
         methods: by name.
     """
 
@@ -129,9 +129,6 @@ def evaluate_scan(scan: HeadScan, fitters: Iterable[HeadFitter], config: Evaluat
         fitters: the methods.
         config: number of points, noise, samples.
         seed: of the view, the points, the fits and the samples; the same for every method.
-
-    Raises:
-        ScanRejected: the camera sees nothing of the scan.
     """
     (result,) = evaluate_together([scan], fitters, Look(config.points, config.noise_mm), config, [seed])
     return result
@@ -153,24 +150,39 @@ def evaluate_together(
         config: samples.
         seeds: of each scan's view, points and samples; the first one's also of the fits.
 
-    Raises:
-        ScanRejected: the camera sees nothing of a scan.
+    Returns:
+        A result a scan. Where nothing of a scan is seen, every method has failed on it.
     """
     clouds, truths = [], []
-    for scan, seed in zip(scans, seeds, strict=True):
+    unseen: dict[int, str] = {}
+    for place, (scan, seed) in enumerate(zip(scans, seeds, strict=True)):
         rng = np.random.default_rng(seed)
-        clouds.append(look.of(scan, config, rng))
+        try:
+            clouds.append(look.of(scan, config, rng))
+        except ScanRejected as fault:
+            unseen[place] = str(fault)
+            clouds.append(RenderedPoints(*(np.zeros((0, 3)) for _ in range(3))))
         truths.append(visible_samples(scan.clean, scan.throat_plane, config.samples, rng, config.render_scale))
+    seen = [place for place in range(len(scans)) if place not in unseen]
     # noisy points with the clean surface's normals would tell what no sensor knows
     observations = [
-        Observation(scan.key, cloud.points_mm, None if look.noise_mm else cloud.normals)
-        for scan, cloud in zip(scans, clouds, strict=True)
+        Observation(scans[place].key, clouds[place].points_mm, None if look.noise_mm else clouds[place].normals)
+        for place in seen
     ]
     methods: list[dict[str, MethodResult]] = [{} for _ in scans]
     for fitter in fitters:
-        for place, fitted in enumerate(fitter.fit(observations, seeds[0])):
+        for place, why in unseen.items():
+            absent = ("hair",) if is_bald(truths[place], scans[place]) else ()
+            methods[place][fitter.name] = MethodResult(None, failure=why, absent=absent)
+        fits = fitter.fit(observations, seeds[0]) if seen else ()
+        for place, fitted in zip(seen, fits, strict=True):
             methods[place][fitter.name] = measure(fitted, scans[place], truths[place], config, seeds[place])
     return tuple(ScanResult(*told) for told in zip(scans, clouds, methods, strict=True))
+
+
+def is_bald(truth: RenderedPoints, scan: HeadScan) -> bool:
+    """Whether too little of a scan's samples is hair for that to be compared."""
+    return len(on_region(truth, scan, "hair", False).points_mm) <= LEAST_HAIR_SHARE * len(truth.points_mm)
 
 
 def measure(
@@ -185,8 +197,7 @@ def measure(
     """
     modelled = REGIONS_COMPARED if fitted.regions is None else fitted.regions
     theirs = {region: on_region(truth, scan, region, False) for region in modelled}
-    bald = "hair" in theirs and len(theirs["hair"].points_mm) <= LEAST_HAIR_SHARE * len(truth.points_mm)
-    there = [region for region in modelled if not (bald and region == "hair")]
+    there = [region for region in modelled if region != "hair" or not is_bald(truth, scan)]
     absent = tuple(region for region in REGIONS_COMPARED if region not in there)
     if not np.isfinite(fitted.mesh.vertices).all():
         return MethodResult(None, failure="the fit diverged", absent=absent)

@@ -54,7 +54,8 @@ def _method_columns(
 
 
 def _sheet(columns: list[tuple[str, Mesh, NDArray[np.uint8] | None]], scan: HeadScan, size: int) -> Picture:
-    height = _cut(scan.clean, scan.throat_plane).vertices[:, 1].astype(np.float64)
+    shown = _cut(scan.clean, scan.throat_plane)
+    height = (shown if len(shown.vertices) else scan.clean).vertices[:, 1].astype(np.float64)
     centre = [0.0, float(0.5 * (height.min() + height.max())), 0.0]
     extent = max(_WIDTH_MM, _MARGIN * float(np.ptp(height)))  # high hair must be seen whole
     rows = [

@@ -204,6 +204,21 @@ def test_nothing_but_failures_is_no_crash() -> None:
     assert summarise([("a/b", entry)], ("face",), np.random.default_rng(0))["face"] == {}
 
 
+def test_a_scan_that_no_camera_sees_is_a_failure_of_its_own() -> None:
+    below = np.array([0.0, 1.0, 0.0, -1000.0])  # a throat plane above the head
+    scans = [replace(_scan(), key="001/smile", throat_plane=below), _scan()]
+    for look in (Look(SMALL.points), Look(SMALL.points, whole=True)):
+        unseen, seen = evaluate_together(scans, [_Grown("g", 3.0)], look, SMALL, [1, 2])
+        assert "look at the clean mesh" in unseen.methods["g"].failure
+        assert method_entry(unseen.methods["g"])["regions"] == {}
+        assert seen.methods["g"].failure == ""
+    assert scan_sheet(unseen, 32).shape[1] == 4 * 32
+    rows = [(one.scan.key, method_entry(one.methods["g"])) for one in (unseen, seen)]
+    summary = summarise(rows, REGIONS_COMPARED, np.random.default_rng(0))
+    assert (summary["failures"], summary["face_scans"], summary["hair_scans"]) == (1, 2, 0)
+    assert evaluate_scan(scans[0], [_Grown("g", 3.0)], SMALL, 1).methods["g"].failure
+
+
 def test_training_heads_against_their_scans() -> None:
     measured = evaluate_training_head(_head("001", 1.0), _scan(), SMALL, 0)
     assert measured.errors["face"].accuracy_median_mm == pytest.approx(1.0, abs=0.1)
