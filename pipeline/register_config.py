@@ -9,7 +9,7 @@ from pydantic import Field
 
 from storage.frozen import Frozen
 
-STEP_VERSION = 6
+STEP_VERSION = 7
 
 
 class RegisterConfig(Frozen):

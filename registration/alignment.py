@@ -31,6 +31,8 @@ SLIDES = ((-20.0, False), (-20.0, True), (14.0, False))
 mean settle slowly, along a valley that leads down the face. Things that are no heads end where they were."""
 SURE_SCORE = 0.75
 """A place with so much of a ``head_score`` is the head's, and needs no such trial."""
+LEAD = 0.15
+"""A place whose agreement is by so much the best is followed alone."""
 SECOND_CHANCES = 4
 """So many of the first places are followed to the end where no other leads to a head: few modes may rank them low."""
 ACCEPT_SCORE = 0.5
@@ -203,11 +205,11 @@ def _settle(
         refine(candidate, scan, half, (15, 12, 12, 10, 10, 8, 8, 6, 6), model.few)
         candidate.score = agreement(candidate, scan, model, 5.0, 28.0)
     everywhere = candidates
-    candidates = _distinct(candidates, 4)
+    candidates = _leading(_distinct(candidates, 4))
     for candidate in candidates:
         refine(candidate, fine, model, (8, 8, 6, 6, 5, 5), model.few)
         candidate.score = agreement(candidate, fine, model, 3.0, 20.0)
-    candidates = _distinct(candidates, 4)
+    candidates = _leading(_distinct(candidates, 4))
     for candidate in candidates:
         refine(candidate, fine, model, SETTLING_GATES_MM, len(model.basis))
         candidate.score = head_score(candidate, fine, model)
@@ -238,6 +240,11 @@ def _slid(found: Candidate, up_mm: float, half_open: bool, fine: ThinScan, model
     refine(candidate, fine, model, SETTLING_GATES_MM, len(model.basis))
     candidate.score = head_score(candidate, fine, model)
     return candidate
+
+
+def _leading(candidates: list[Candidate]) -> list[Candidate]:
+    """Those that are near the best, which is the first."""
+    return [candidate for candidate in candidates if candidate.score > candidates[0].score - LEAD]
 
 
 def _distinct(candidates: list[Candidate], keep: int) -> list[Candidate]:

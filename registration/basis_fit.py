@@ -9,6 +9,7 @@ least squares with correlated errors. A thinned set of vertices carries it: the 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numba
 import numpy as np
@@ -22,8 +23,9 @@ from registration.correspondence import match
 from registration.mesh import vertex_normals
 from registration.surface import SurfaceIndex
 
-MATERN_STEPS = 1 << 17
-"""Entries of the table that a misfit's correlation is read from, for a Bessel function is dear; good to 1e-4."""
+MATERN_STEPS, MATERN_END = 1 << 17, 64.0
+"""Entries of the table that a misfit's correlation is read from, for a Bessel function is dear; good to 3e-4. Beyond
+its end, 23 ranges away, nothing is left of it."""
 
 SETTLED = 0.025
 """A stage ends early where a step moves the head by less than this share of the residuals that count in full."""
@@ -70,8 +72,9 @@ class LinearModel:
         wanted[faces] = True
         index = np.cumsum(wanted) - 1
         part = replace(
-            self, vertices=self.vertices[wanted], faces=index[faces], basis=np.ascontiguousarray(self.basis[:, wanted])
-        )
+            self, vertices=self.vertices[wanted], faces=index[faces],
+            basis=self.basis.take(np.flatnonzero(wanted), axis=1),
+        )  # fmt: skip
         return part, index[vertices]
 
     def shape(self, coefficients: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -107,11 +110,17 @@ class Misfit:
         noise_mm: float,
     ) -> Misfit:
         """A Matern field (nu = 1) of the given standard deviation and range over some vertices."""
-        scaled = cdist(vertices[pick], vertices[pick]) * np.sqrt(8.0) / range_mm
-        table, step = np.linspace(0.0, max(float(scaled.max()), 1e-6), MATERN_STEPS, retstep=True)
-        told = (spread_mm**2 * np.append(1.0, table[1:] * k1(table[1:]))).astype(np.float32)
-        scaled /= step
-        return cls(pick, weights[pick], told[scaled.round().astype(np.int32)], noise_mm)
+        apart = cdist(vertices[pick], vertices[pick])
+        apart *= np.sqrt(8.0) / range_mm * (MATERN_STEPS - 1) / MATERN_END
+        index = np.minimum(apart.round().astype(np.int32), MATERN_STEPS - 1)
+        return cls(pick, weights[pick], (spread_mm**2 * _matern()).astype(np.float32)[index], noise_mm)
+
+
+@lru_cache(maxsize=1)
+def _matern() -> NDArray[np.float64]:
+    """x K1(x), the correlation of a Matern field (nu = 1), for x up to ``MATERN_END``."""
+    x = np.linspace(0.0, MATERN_END, MATERN_STEPS)
+    return np.append(1.0, x[1:] * k1(x[1:]))
 
 
 @dataclass(frozen=True)
@@ -214,7 +223,7 @@ def fit_basis(
     else:
         model, places = model.around(misfit.pick)
     pick = places[: len(misfit.pick)]
-    basis = np.ascontiguousarray(model.basis[:, pick])
+    basis = np.ascontiguousarray(model.basis[:, pick].transpose(1, 2, 0))  # a carrier's rows together: they are picked
     for stage in stages:
         before = np.full((len(pick), 3), np.inf)
         for _ in range(stage.iterations):
@@ -240,7 +249,7 @@ def fit_basis(
                 [
                     np.cross(placed[good] - centre, toward),
                     toward,
-                    np.einsum("knc,nc->nk", basis[:, good], (toward @ R).astype(basis.dtype)),
+                    np.matmul((toward @ R).astype(basis.dtype)[:, None], basis[good])[:, 0],
                 ],
                 axis=1,
             )
@@ -259,7 +268,9 @@ def fit_basis(
             move = _bounded_step(hessian, gradient, model, c)
             remaining = whitened[:, -1] - whitened[:, :-1] @ move.astype(np.float32)
             remaining = solve_triangular(factor, remaining, trans=1, lower=True, check_finite=False)
-            offset = (misfit.covariance[:, good] @ (along * remaining).astype(np.float32)).astype(np.float64)
+            pulled = np.zeros(len(pick), np.float32)
+            pulled[good] = along * remaining
+            offset = (misfit.covariance @ pulled).astype(np.float64)
             turn = np.eye(4)
             turn[:3, :3] = Rotation.from_rotvec(move[:3]).as_matrix()
             turn[:3, 3] = centre + move[3:6] - turn[:3, :3] @ centre

@@ -37,8 +37,13 @@ FAR_MM = 1.5
 """A second fit this far from the first one goes on as finely as the first one did before the two are compared."""
 CLEARLY_BETTER = 0.03
 """A second fit whose cost is lower by this much is taken instead of the first."""
-MANY_MODES = 60
-"""A template with fewer identity modes than this gets smooth ones beside them: few modes can't place lips and lids."""
+MANY_MODES, MANY_MOTIONS = 60, 40
+"""A template with fewer modes of identity, or of expression, than this gets smooth ones beside them: few modes can't
+place lips and lids."""
+FEW_PEOPLE_MODES = 40
+"""So many of them are enough to tell openings of the mouth apart."""
+ROUGHLY, FINELY = 2.2, 1.25
+"""How far apart the vertices are that carry a fit, as a factor on ``fit_vertices.CELL_MM``."""
 SMOOTH_MODES_LACK = (1.2, 20.0)
 """What smooth modes lack of a person or an expression, and over what distance it varies, mm."""
 SCAN_NOISE_MM = 0.15
@@ -121,7 +126,7 @@ def register_canonical(
     alignment = _aligned(scan, template, seed, landmarks, start)
     known = len(template.identity_basis) >= MANY_MODES
     people = template.identity_basis if known else np.concatenate([template.identity_basis, people_modes(template)])
-    moves = _moves(template, jaw_alone=True)
+    moves = _moves(template, own_alone=True)
     model = _linear_model(template, template.mesh.vertices, people, moves, np.zeros(len(moves.basis)))
     lacks = (misfit_mm, misfit_range_mm) if known else SMOOTH_MODES_LACK
     task = _Task(scan, template, model, len(people), lacks, following(template), landmarks)
@@ -150,12 +155,13 @@ def register_expression(
     scan = SurfaceIndex(clean, threads)
     own = replace(template, mesh=Mesh.of(canonical.vertices_head_mm, template.mesh.faces))
     alignment = _aligned(scan, template, seed, landmarks, start, own)
-    moves = _moves(template, jaw_alone=False)
+    moves = _moves(template, own_alone=False)
     told = np.zeros(len(moves.basis))
     told[: len(canonical.expression)] = canonical.expression
     rest = canonical.vertices_head_mm - np.tensordot(told, moves.basis, 1)
     model = _linear_model(template, rest, np.zeros((0, *rest.shape), np.float32), moves, told)
-    lacks = (misfit_mm, misfit_range_mm) if len(template.expression_basis) else SMOOTH_MODES_LACK
+    known = len(template.expression_basis) >= MANY_MOTIONS
+    lacks = (misfit_mm, misfit_range_mm) if known else SMOOTH_MODES_LACK
     task = _Task(scan, template, model, 0, lacks, moving(template), landmarks)
     found = _finish(task, alignment, _fit(task, alignment))
     skull = skull_figures(scan, found.T_world_from_head, canonical.vertices_head_mm, canonical.observed, template)
@@ -194,17 +200,23 @@ class _Moves:
     high: NDArray[np.float64]
 
 
-def _moves(template: Template, jaw_alone: bool) -> _Moves:
-    """The template's expressions, or general ones where it has none: the jaw, and others after it."""
+def _moves(template: Template, own_alone: bool) -> _Moves:
+    """The template's expressions, or the jaw where it has none; where those are few, general ones after them."""
     e = len(template.expression_basis)
     if e:
         told = template.expression_low
         low = np.asarray(1.15 * told, np.float64) if len(told) else np.zeros(e)
-        return _Moves(template.expression_basis, np.full(e, 0.4), low, np.full(e, 1.15))
-    basis = jaw_mode(template)[None] if jaw_alone else motion_modes(template)
-    spread, low, high = np.ones(len(basis)), np.full(len(basis), -3.5), np.full(len(basis), 3.5)
-    spread[0], low[0], high[0] = 0.4, -0.1, 1.3
-    return _Moves(basis, spread, low, high)
+        own = _Moves(template.expression_basis, np.full(e, 0.4), low, np.full(e, 1.15))
+    else:
+        own = _Moves(jaw_mode(template)[None], np.full(1, 0.4), np.full(1, -0.1), np.full(1, 1.3))
+    if own_alone or e >= MANY_MOTIONS:
+        return own
+    smooth = motion_modes(template)
+    count = len(smooth)
+    return _Moves(
+        np.concatenate([own.basis, smooth]), np.append(own.spread, np.ones(count)),
+        np.append(own.low, np.full(count, -3.5)), np.append(own.high, np.full(count, 3.5)),
+    )  # fmt: skip
 
 
 def _linear_model(
@@ -228,61 +240,98 @@ def _linear_model(
 
 def _fit(task: _Task, alignment: Alignment) -> _LinearFit:
     """Pose and coefficients, from several openings of the mouth, and once more from a second place."""
-    template, model, scan = task.template, task.model, task.scan
-    pins = None if task.landmarks is None else _pins(template, task.landmarks)
-    rough, fine = carriers(template, 2.2), carriers(template, 1.25)
-    weights = following(template)
-    loose = Misfit.over(model.vertices, rough, weights, *task.lacks, SCAN_NOISE_MM)
-    tight = Misfit.over(model.vertices, fine, weights, *task.lacks, SCAN_NOISE_MM)
-    few = min(task.people, 40)
-    coarse = model.subset(np.r_[np.arange(few), np.arange(task.people, len(model.basis))])
-    jaw = np.append(np.zeros(few), jaw_direction(template, len(coarse.basis) - few))
-
-    places = places_of_lower_face(scan, alignment.T_world_from_head, template)
-
-    def over(found: BasisFit, of: LinearModel) -> float:
-        return left_over(scan, places, found.T_scan_from_head, of.shape(found.coefficients), template)
-
-    def tried(T: NDArray[np.float64], openings: Sequence[float]) -> list[BasisFit]:
-        """From the openings of the mouth that explain most: of the head's places and of the scan's, often the same."""
-        fits = []
-        for opening in openings:
-            begin = BasisFit(T, opening * jaw, np.zeros(len(rough)), 1.0)
-            fits.append(fit_basis(scan, coarse.held(jaw != 0, opening * jaw), loose, begin, COARSE[:1], pins))
-        firsts = {int(np.argmin([fit.cost for fit in fits]))}
-        if len(fits) > 1:
-            firsts.add(int(np.argmin([over(fit, coarse) for fit in fits])))
-        found = [fit_basis(scan, coarse, loose, fits[k], COARSE[1:], pins) for k in sorted(firsts)]
-        found = [replace(_with_all_modes(fit, few, task), offset_mm=np.zeros(len(rough))) for fit in found]
-        same = len(found) > 1 and _between(found[0], found[1], task) < SAME_MM
-        return found[:1] if same else found
-
-    def refined(found: BasisFit, misfit: Misfit, stages: tuple[Stage, ...], labels: ScanLabels | None) -> BasisFit:
-        return fit_basis(scan, model, misfit, found, stages, pins, None if labels is None else labels.skin)
-
-    def finely(found: BasisFit, stages: tuple[Stage, ...], labels: ScanLabels | None) -> BasisFit:
-        return refined(replace(found, offset_mm=np.zeros(len(fine))), tight, stages, labels)
-
-    def labelled(found: BasisFit) -> ScanLabels:
-        return label_scan(scan, found.T_scan_from_head, model.shape(found.coefficients), template)
-
-    def judged(found: list[BasisFit]) -> tuple[BasisFit, ScanLabels]:
-        """Fitted to skin alone; what is skin is told by all modes, for few leave lips standing out as a beard does."""
-        met = [finely(fit, FINE[:1], None) for fit in found]
-        best = min(met, key=lambda fit: fit.cost + over(fit, model)) if len(met) > 1 else met[0]
-        labels = labelled(best)
-        return refined(best, tight, FINE, labels), labels
-
-    best, labels = judged(tried(alignment.T_world_from_head, JAW_STARTS))
-    second = tried(alignment.T_world_from_head @ _second_start(), JAW_STARTS[1:2])
-    other = refined(second[0], loose, FINE, labels)
+    fitting = _Fitting(task, alignment.T_world_from_head)
+    best, labels = fitting.judged(fitting.from_openings(alignment.T_world_from_head, JAW_STARTS))
+    second = fitting.from_openings(alignment.T_world_from_head @ _second_start(), JAW_STARTS[1:2])
+    other = fitting.roughly(second[0], FINE, labels)
     if _between(best, other, task) > FAR_MM:
-        other = finely(other, FINE, labels)
+        other = fitting.finely(other, FINE, labels)
     figures = {"second_start_mm": _between(best, other, task), "second_start_cost": other.cost - best.cost}
     if other.cost < best.cost - CLEARLY_BETTER:
-        best, _ = judged(second)
-    shape = model.shape(best.coefficients)
-    return _LinearFit(best, shape, labelled(best), figures)
+        best, _ = fitting.judged(second)
+    return _LinearFit(best, task.model.shape(best.coefficients), fitting.labelled(best), figures)
+
+
+class _Fitting:
+    """The steps that all fits of one task are made of.
+
+    Args:
+        task: the scan, the head and its modes.
+        T_scan_from_head: (4, 4) about where the head is.
+    """
+
+    def __init__(self, task: _Task, T_scan_from_head: NDArray[np.float64]) -> None:
+        template, model = task.template, task.model
+        weights = following(template)
+        self.task = task
+        self.pins = None if task.landmarks is None else _pins(template, task.landmarks)
+        self.rough, self.fine = (
+            Misfit.over(model.vertices, carriers(template, coarser), weights, *task.lacks, SCAN_NOISE_MM)
+            for coarser in (ROUGHLY, FINELY)
+        )
+        self.few = min(task.people, FEW_PEOPLE_MODES)
+        self.coarse = model.subset(np.r_[np.arange(self.few), np.arange(task.people, len(model.basis))])
+        self.jaw = np.append(np.zeros(self.few), jaw_direction(template, len(self.coarse.basis) - self.few))
+        self.places = places_of_lower_face(task.scan, T_scan_from_head, template)
+
+    def from_openings(self, T_scan_from_head: NDArray[np.float64], openings: Sequence[float]) -> list[BasisFit]:
+        """Coarse fits from the openings of the mouth that explain most: one, or two where two judges differ.
+
+        One judges by the head's places that are found in the scan, the other by the scan's that the head explains.
+        """
+        scan, coarse = self.task.scan, self.coarse
+        still = np.zeros(len(self.rough.pick))
+        fits = []
+        for opening in openings:
+            held, begin = coarse.held(self.jaw != 0, opening * self.jaw), opening * self.jaw
+            start = BasisFit(T_scan_from_head, begin, still, 1.0)
+            fits.append(fit_basis(scan, held, self.rough, start, COARSE[:1], self.pins))
+        firsts = {int(np.argmin([fit.cost for fit in fits]))}
+        if len(fits) > 1:
+            firsts.add(int(np.argmin([self._left_over(fit, coarse) for fit in fits])))
+        found = [fit_basis(scan, coarse, self.rough, fits[k], COARSE[1:], self.pins) for k in sorted(firsts)]
+        found = [replace(_with_all_modes(fit, self.few, self.task), offset_mm=still) for fit in found]
+        same = len(found) > 1 and _between(found[0], found[1], self.task) < SAME_MM
+        return found[:1] if same else found
+
+    def judged(self, found: list[BasisFit]) -> tuple[BasisFit, ScanLabels]:
+        """The best of coarse fits, made fine on skin alone, and the labels that it was fitted by.
+
+        What is skin is told by all modes, since few leave lips standing out as a beard does, and again from nearer.
+        """
+        if len(found) > 1:  # which mouth is the right one is told from near alone
+            met = [self.finely(fit, FINE[:1], None) for fit in found]
+            best = min(met, key=lambda fit: fit.cost + self._left_over(fit, self.task.model))
+        else:
+            best = self.roughly(found[0], FINE[:1], None)
+        closer = self.finely(best, FINE[:1], self.labelled(best))
+        labels = self.labelled(closer)
+        return self.finely(closer, FINE[1:], labels), labels
+
+    def roughly(self, found: BasisFit, stages: tuple[Stage, ...], labels: ScanLabels | None) -> BasisFit:
+        """Refined in all modes by widely spaced vertices."""
+        return self._refined(found, self.rough, stages, labels)
+
+    def finely(self, found: BasisFit, stages: tuple[Stage, ...], labels: ScanLabels | None) -> BasisFit:
+        """Refined in all modes by closely spaced vertices."""
+        return self._refined(found, self.fine, stages, labels)
+
+    def labelled(self, found: BasisFit) -> ScanLabels:
+        """What of the scan is skin, hair or worn, told by a fit."""
+        shape = self.task.model.shape(found.coefficients)
+        return label_scan(self.task.scan, found.T_scan_from_head, shape, self.task.template)
+
+    def _refined(
+        self, found: BasisFit, misfit: Misfit, stages: tuple[Stage, ...], labels: ScanLabels | None
+    ) -> BasisFit:
+        skin = None if labels is None else labels.skin
+        if len(found.offset_mm) != len(misfit.pick):  # at other vertices
+            found = replace(found, offset_mm=np.zeros(len(misfit.pick)))
+        return fit_basis(self.task.scan, self.task.model, misfit, found, stages, self.pins, skin)
+
+    def _left_over(self, found: BasisFit, model: LinearModel) -> float:
+        shape = model.shape(found.coefficients)
+        return left_over(self.task.scan, self.places, found.T_scan_from_head, shape, self.task.template)
 
 
 def _with_all_modes(found: BasisFit, few: int, task: _Task) -> BasisFit:
@@ -328,7 +377,7 @@ def _finish(task: _Task, alignment: Alignment, found: _LinearFit) -> Registratio
         away = task.landmarks.points_mm - placed[template.landmarks]
         figures["landmarks_told"] = len(task.landmarks.known)
         figures["landmarks_median_mm"] = float(np.nanmedian(np.linalg.norm(away, axis=1)))
-    expression = found.fit.coefficients[task.people :]
+    expression = found.fit.coefficients[task.people :][: len(template.expression_basis) or None]
     plane = throat_plane(vertices, template)
     return Registration(vertices, T, residual, observed, plane, expression, found.labels.region, figures)
 

@@ -16,7 +16,7 @@ from registration.template import Template, once_a_template
 
 JAW_ANGLE_DEG = 26.0
 """How far a unit of the jaw mode turns the chin about the ears."""
-PEOPLE_MODES, MOTION_MODES = 200, 100
+PEOPLE_MODES, MOTION_MODES = 200, 99
 PEOPLE_SCALES = ((4.0, 70.0), (1.5, 30.0), (0.7, 15.0))
 """Standard deviations and ranges, mm, in which heads of different people differ."""
 MOTION_SCALES = ((4.0, 40.0), (2.5, 20.0), (1.2, 10.0))
@@ -160,13 +160,13 @@ def people_modes(template: Template) -> NDArray[np.float32]:
 
 @once_a_template
 def motion_modes(template: Template) -> NDArray[np.float32]:
-    """The jaw, then smooth modes of the face (``MOTION_MODES``, n, 3) in all, where a template has no expressions."""
+    """Smooth modes of the face (``MOTION_MODES``, n, 3) in which expressions may differ from those of a template."""
     jaw = jaw_mode(template)
     mark = template.mesh.vertices[template.landmarks[[*range(3, 14), *range(17, 68)]]]
     distance, _ = cKDTree(mark).query(template.mesh.vertices)
     reach = np.clip((50.0 - distance) / 35.0, 0, 1)
-    smooth = smooth_modes(template.mesh.vertices + jaw, MOTION_SCALES, MOTION_MODES - 1, asymmetry=0.6)
-    return np.concatenate([jaw[None], smooth * (reach * reach * (3 - 2 * reach))[:, None]]).astype(np.float32)
+    smooth = smooth_modes(template.mesh.vertices + jaw, MOTION_SCALES, MOTION_MODES, asymmetry=0.6)
+    return np.asarray(smooth * (reach * reach * (3 - 2 * reach))[:, None], np.float32)
 
 
 def _spread(points: NDArray[np.float64], count: int) -> NDArray[np.float64]:

@@ -62,6 +62,21 @@ def test_expression_meets_its_own_vertices_and_the_same_skull(person, canonical)
     assert np.median(apart) < 0.5
 
 
+def test_lips_go_further_than_the_templates_motions(person, canonical):
+    """No motion of the own template makes lips so narrow and pushes them so far forward."""
+    template = head_template()
+    open_mouth = person.vertices("neutral_open", 0.9)
+    from_lips = open_mouth - open_mouth[template.landmarks[48:60]].mean(0)
+    away = np.linalg.norm(from_lips * [0.6, 1.0, 0.6], axis=1)[:, None]
+    forward = np.exp(-0.5 * (away / 12.0) ** 2) * [0.0, 0.0, 10.0]
+    narrow = np.exp(-0.5 * (away / 18.0) ** 2) * from_lips * [-0.6, 0.48, 0.0]
+    true = open_mouth + forward + narrow
+    found = register_expression(Mesh.of(true, template.mesh.faces), canonical[0], template)
+    placed = transform_points(found.T_world_from_head, found.vertices_head_mm)
+    assert np.linalg.norm(placed - true, axis=1)[template.landmarks[48:68]].mean() < 1.7
+    assert len(found.expression) == len(template.expression_basis)
+
+
 def test_another_person_has_another_skull(canonical):
     clean, _ = _scan(draw_person(np.random.default_rng(11)), "neutral", _turned(4))
     registration = register_expression(clean, canonical[0], head_template())
