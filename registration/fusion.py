@@ -23,8 +23,6 @@ from registration.visited_blocks import LEAST_FACING, PAST_MM, block_relation, m
 
 BLOCK = 8
 """Edge of a block of voxels."""
-MAX_VIEWS = 256
-"""How many views a voxel can listen to."""
 FADE = -0.6
 """From this share of the truncation behind a surface on, its view's weight falls. Were it to fall from the surface on,
 one stray view would outvote all others there and leave a second layer beneath the first."""
@@ -60,7 +58,7 @@ def fuse(
     """Signed distances of all voxels near a surface that some view saw.
 
     Args:
-        views: fitted and with refined poses; at most ``MAX_VIEWS`` are listened to.
+        views: fitted and with refined poses.
         grid: where at most.
         truncation_mm: how far before and behind a surface a view is listened to.
         least_weight: of all views together, below which a voxel stays unknown.
@@ -216,7 +214,7 @@ def fuse_blocks(  # type: ignore[no-untyped-def]
     least_weight,
 ):
     """Fill the voxels of some blocks of ``values``."""
-    count = min(len(M), MAX_VIEWS)
+    count = len(M)
     cells = BLOCK * BLOCK * BLOCK
     distances = np.empty((cells, count))
     weights = np.empty((cells, count))

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from registration.compiled import compiled
 from registration.depth import FittedViews, in_threads
-from registration.fusion import MAX_VIEWS, Grid, robust_mean, views_from_grid
+from registration.fusion import Grid, robust_mean, views_from_grid
 from registration.mesh import Mesh, vertex_normals
 from registration.view_lookup import blended_depth, nearest_pixel
 from registration.visited_blocks import LEAST_FACING
@@ -107,14 +107,14 @@ def observe_points(  # type: ignore[no-untyped-def]
 ):
     """Rows (n, 6): views, offset along the normal, spread, colour."""
     out = np.zeros((len(points), 6))
-    distances = np.empty(MAX_VIEWS)
-    weights = np.empty(MAX_VIEWS)
+    distances = np.empty(len(M))
+    weights = np.empty(len(M))
     colored = len(color) == len(depth_mm)
     for p in range(len(points)):
         x, y, z = points[p, 0], points[p, 1], points[p, 2]
         n = 0
         paint = 0.0
-        for v in range(min(len(M), MAX_VIEWS)):
+        for v in range(len(M)):
             T = M[v]
             cx = T[0, 0] * x + T[0, 1] * y + T[0, 2] * z + T[0, 3]
             cy = T[1, 0] * x + T[1, 1] * y + T[1, 2] * z + T[1, 3]

@@ -46,6 +46,19 @@ def test_vertices_know_their_views_and_spread():
     np.testing.assert_array_equal(np.median(seen.color[seen.views > 0], axis=0), (90, 120, 150))
 
 
+def test_the_last_of_many_views_counts_as_the_first():
+    poses = camera_poses(12)
+    front, back = poses[0], poses[6]
+    views = see(sphere(), np.stack([front] * 270 + [back] * 3), width=40, height=30)
+    fitted = fit_views(views, [view.depth_mm > 0 for view in views])
+    values, grid = fuse(fitted, grid_for_box(np.eye(4), np.full(3, -120.0), np.full(3, 120.0), 6.0), 18.0, 0.15)
+    mesh = extract_surface(values, grid)
+    seen = observe(fitted, grid, mesh.vertices, vertex_normals(mesh.vertices, mesh.faces), 18.0)
+    toward_back = mesh.transformed(grid.T_world_from_grid).vertices @ back[:3, 3] > 0
+    assert toward_back.mean() > 0.3
+    assert (seen.views[toward_back] > 0).mean() > 0.5
+
+
 def test_threads_change_nothing():
     assert fused_sphere(0.2, 1)[1].tobytes() == fused_sphere(0.2, 2)[1].tobytes()
 
