@@ -172,7 +172,7 @@ class RegisteredPairs:
 
 
 def registered_pairs(data: TrainingSet, every: int = 7) -> RegisteredPairs:
-    """Every so-manieth vertex of the face in all scans' registrations."""
+    """Vertices of the face at even steps, in all scans' registrations."""
     chosen = np.flatnonzero(data.workspace.template().face_mask)[::every]
     heads = {}
     for key in {*data.scans.scans, *(data.workspace.canonical_key(subject) for subject in data.scans.subjects)}:

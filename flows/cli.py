@@ -1,7 +1,7 @@
 """The command line, ``nphm`` or ``python -m flows``: parses, calls a verb, turns what comes back into an exit status.
 
-Only the standard library and cyclopts are imported here and in ``flows.commands``. Everything heavy is imported by the
-verb that needs it, so that help and wrong usage answer at once.
+Nothing heavy is imported here or in ``flows.commands``: each verb imports what it needs, so that help and wrong usage
+answer at once.
 """
 
 from __future__ import annotations

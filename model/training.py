@@ -33,7 +33,7 @@ _BEST = "best."
 
 Save = Callable[[str, bytes], None]
 Progress = Callable[[str, int, int], None]
-"""Called with the stage, the steps done and the steps in all, over both stages."""
+"""Called with the stage, the steps done and the steps in all, over all stages."""
 Record = Callable[[dict[str, Any]], None]
 """Called with a line of the training curve: stage, step, rate and the unweighted losses."""
 

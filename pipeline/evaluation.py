@@ -259,7 +259,8 @@ def summarise(
     """Means, medians and 95th percentiles of one method over scans, failures counted.
 
     A failed scan has no distance. It counts as infinitely far in medians and percentiles (null where that is the
-    answer), as 0 in F-scores, and the means of all else, over the others, stand beside the number of failures. Scans
+    answer), as 0 in F-scores and normal consistency; the means of all else, over the other scans, stand beside the
+    number of failures. Scans
     that have no such region, as hair, do not count there.
 
     Args:

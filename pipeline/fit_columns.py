@@ -42,5 +42,5 @@ class FitColumns:
 
 
 def carriers_of(vertices: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Every so manieth of a head's vertices: about 2,000 places, closer together than the codes let a head vary."""
+    """Vertices of a head at even steps: about 2,000, closer together than the codes let a head vary."""
     return vertices[:: max(1, len(vertices) // CARRIERS)]

@@ -14,7 +14,7 @@ from storage.errors import ScanRejected, one_line
 
 MAX_FRAMES = 2000
 MAX_PIXELS = 400_000_000
-"""Of all frames of a scan together: seven bytes of memory each."""
+"""Of all frames of a scan together: about nine bytes of memory each, with colour."""
 MAX_TRANSLATION_M = 1e4
 MAX_LENS_ERROR_PX = 0.1
 GL_FROM_CV = np.diag([1.0, -1.0, -1.0, 1.0])

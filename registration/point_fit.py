@@ -70,7 +70,7 @@ class PointModel:
         return cls(mesh.vertices.astype(np.float64), normals, modes, template.face_mask, weights)
 
     def every(self, step: int) -> PointModel:
-        """Every so manieth vertex of it."""
+        """Every ``step``-th vertex of it."""
         modes = np.ascontiguousarray(self.modes[:, ::step])
         return PointModel(self.vertices[::step], self.normals[::step], modes, self.face[::step], self.weights[::step])
 
