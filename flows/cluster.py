@@ -16,7 +16,7 @@ from prefect.task_runners import TaskRunner
 from flows.logs import new_log
 from flows.worker import load_steps
 from flows.workers import Done, Workers
-from storage.errors import NphmError, one_line
+from storage.errors import ConfigError, NphmError, one_line
 
 LOCAL = "local"
 CONNECT_SECONDS = 15
@@ -36,6 +36,7 @@ def cluster(address: str, count: int) -> Iterator[TaskRunner[Any]]:
 
     Raises:
         ClusterError: the scheduler does not answer.
+        ConfigError: the address is none.
     """
     from prefect_dask import DaskTaskRunner
 
@@ -48,7 +49,10 @@ def cluster(address: str, count: int) -> Iterator[TaskRunner[Any]]:
         try:
             stack.enter_context(runner)
             _ = runner.client  # connects
-        except (OSError, ValueError) as error:
+        except ValueError as error:
+            remedy = "write it as HOST:PORT or tcp://HOST:PORT, or leave --dask out"
+            raise ConfigError(one_line("is no address of a Dask scheduler", address, str(error), remedy)) from error
+        except OSError as error:
             remedy = "start it with 'dask scheduler', or leave --dask out"
             raise ClusterError(one_line("is no Dask scheduler that answers", address, str(error), remedy)) from error
         yield runner

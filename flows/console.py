@@ -46,11 +46,13 @@ class Reply:
         document: what ``--json`` prints.
         lines: what a person reads; the last one is the most important.
         exit: the process's status.
+        errors: what could not be done, a line each; told on standard error, before the lines.
     """
 
     document: Mapping[str, Any]
     lines: tuple[str, ...] = ()
     exit: Exit = field(default=Exit.DONE)
+    errors: tuple[str, ...] = ()
 
 
 def plural(number: int, unit: str) -> str:
@@ -64,7 +66,13 @@ def counted(number: int, unit: str) -> str:
 
 
 def write_reply(reply: Reply, output: Output) -> None:
-    """Print an answer on standard output."""
+    """Print an answer on standard output, and what went wrong on standard error.
+
+    An answer that is a failure says so even where nothing but errors is wanted.
+    """
+    sys.stderr.writelines(f"nphm: {line}\n" for line in reply.errors)
+    if output.quiet and not output.json and reply.exit is not Exit.DONE and reply.lines and not reply.errors:
+        sys.stderr.write(f"nphm: {reply.lines[-1]}\n")
     try:
         if output.json:
             sys.stdout.write(json.dumps(reply.document, indent=1, ensure_ascii=False, allow_nan=False) + "\n")

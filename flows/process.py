@@ -44,6 +44,7 @@ from pipeline.ingest import (
 )
 from pipeline.opening import open_workspace, write_schema
 from pipeline.planner import Action, plan
+from pipeline.rejected import write_rejected
 from pipeline.session import Refusal
 from pipeline.snapshot import Snapshot, take_snapshot
 from pipeline.workspace import Workspace
@@ -100,6 +101,7 @@ def ingest_sessions(
                 remember_session(opened, look)
         log = RunLog(opened, flow_run.id or "")
         report = take_in_pending(opened, looks, log)
+        write_rejected(opened, take_snapshot(opened))
         patiently(log.write, opened.url)
         return report
 

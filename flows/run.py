@@ -17,7 +17,7 @@ from pipeline.inputs import model_name
 from pipeline.models import promote_first
 from pipeline.opening import open_workspace
 from pipeline.planner import plan
-from pipeline.rejected import write_rejected
+from pipeline.rejected import is_refusal, write_rejected
 from pipeline.snapshot import Snapshot, take_snapshot
 from pipeline.standing import StepStanding, stand
 from pipeline.workspace import Workspace
@@ -45,7 +45,7 @@ class RunResult:
     def reply(self, strict: bool) -> Reply:
         """The run's answer on the command line: a line a step, the rejected scans, the sum and the report last."""
         taken = self.standing[0].accepted + self.standing[0].rejected if self.standing else 0
-        usable = taken - sum(1 for line in self.rejected if "/" in line["key"])
+        usable = taken - sum(1 for line in self.rejected if not is_refusal(line))
         lines = []
         for step in self.standing:
             if step.accepted or step.rejected:
@@ -120,7 +120,9 @@ def take_sessions_in(url: str, sessions: Sequence[Path], subject_prefix: str, pr
         for look in looks:
             if look.fault is None:
                 remember_session(workspace, look)
-        return settle_looks(workspace, looks, {})
+        report = settle_looks(workspace, looks, {})
+        write_rejected(workspace, take_snapshot(workspace))
+        return report
 
 
 def sum_up(workspace: Workspace, until: str, cost: dict[str, dict[str, float]], snapshot: Snapshot) -> RunResult:

@@ -29,6 +29,12 @@ def record_judgement(
     return word
 
 
+def accepts_nothing(workspace: Workspace, key: str) -> bool:
+    """Whether nothing could be computed of a scan, so that a word that accepts it has no effect."""
+    made = (workspace.manifest(step, key) for step in ("ingest", "clean", "register"))
+    return any(manifest is not None and not manifest.accepted and bool(manifest.faults) for manifest in made)
+
+
 def forget_judgement(workspace: Workspace, key: str) -> None:
     """Take a person's word back; the next run rewrites the verdicts that it changed.
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from storage.errors import ConfigError, one_line
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}(@[1-9][0-9]?)?")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}(@([2-9]|[1-9][0-9]))?")
 
 
 def is_safe_name(name: str) -> bool:

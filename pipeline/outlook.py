@@ -42,8 +42,7 @@ class Outlook:
 def look_ahead(workspace: Workspace, until: str | None = None, every_byte: bool = False) -> Outlook:
     """List what is stale, up to a step. Nothing is written.
 
-    What later steps will have to do for scans that are yet to be taken in is not known before they are. With
-    ``every_byte`` all results are read: see ``take_snapshot``.
+    With ``every_byte`` all results are read: see ``take_snapshot``.
     """
     snapshot = take_snapshot(workspace, every_byte)
     costs = _measured(workspace)
@@ -54,9 +53,8 @@ def look_ahead(workspace: Workspace, until: str | None = None, every_byte: bool 
         for look in look_again(workspace)
         for found in look.pending
     ]
-    actions = [
-        _as_measured(workspace, action, costs, training_minutes) for action in (*pending, *plan(snapshot, until))
-    ]
+    following = plan(snapshot, until, [action.key for action in pending])
+    actions = [_as_measured(workspace, action, costs, training_minutes) for action in (*pending, *following)]
     return Outlook(tuple(actions), tuple(stand(snapshot, actions)))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -57,18 +57,19 @@ def decide(book: Book, spec: StepSpec, key: str) -> Action | None:
     return None
 
 
-def plan(book: Book, until: str | None = None) -> list[Action]:
+def plan(book: Book, until: str | None = None, arriving: Collection[str] = ()) -> list[Action]:
     """All that has to be done, in an order in which it can be done.
 
     Args:
         book: the workspace's manifests; it is not changed.
         until: the last step to look at; all of them when None.
+        arriving: keys of scans that are about to be taken in, anew or for the first time.
 
     Returns:
         The actions, step by step, a subject's canonical scan before its others. What reads a result that is about to
         change is listed as following it; it may turn out to be fresh once that is done.
     """
-    ahead = _Ahead(book)
+    ahead = _Ahead(book, arriving)
     actions: list[Action] = []
     for spec in book.steps.values():
         if spec.run is not None:
@@ -93,19 +94,25 @@ def keys_in_order(book: Book) -> list[str]:
 class _Ahead:
     """A book as it will stand when the actions decided so far are done, as far as that can be known."""
 
-    def __init__(self, book: Book) -> None:
+    def __init__(self, book: Book, arriving: Collection[str]) -> None:
         self.book = book
         self.config = book.config
         self.steps = book.steps
-        self.computed: set[tuple[str, str]] = set()
+        self.computed: set[tuple[str, str]] = {("ingest", key) for key in arriving}
         self.judged: dict[tuple[str, str], Manifest | None] = {}
         self.model_key: str | None = None
-        self.scans = book.scans
-        self.scans_of = book.scans_of
+        self._scans = sorted({*book.scans(), *arriving})
+        self._of_subject = {s: list(keys) for s, keys in itertools.groupby(self._scans, subject_of)}
         self.judgement = book.judgement
         self.split = book.split
         self.template_digest = book.template_digest
         self.damage = book.damage
+
+    def scans(self) -> list[str]:
+        return self._scans
+
+    def scans_of(self, subject: str) -> list[str]:
+        return self._of_subject.get(subject, [])
 
     def manifest(self, step: str, key: str) -> Manifest | None:
         at = (step, key)

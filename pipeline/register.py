@@ -125,7 +125,8 @@ def _canonical(workspace: Workspace, key: str) -> Registration | None:
         return None
     manifest = None if canonical_key is None else workspace.manifest("register", canonical_key)
     if manifest is None or not manifest.accepted:
-        why = f"canonical scan {canonical_key} is missing or rejected"
+        named = workspace.accepted("ingest", key).extra("canonical_expression")
+        why = f"canonical scan {canonical_key or f'{subject_of(key)}/{named}'} is missing or rejected"
         raise ScanRejected(one_line("has no head to start from", key, why, "capture the canonical expression again"))
     return registration_from_files(
         workspace.read(manifest, "mesh.ply"), workspace.read(manifest, "frame.json"), f"registrations/{canonical_key}"

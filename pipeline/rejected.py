@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pipeline.inputs import Book
@@ -11,6 +11,12 @@ from pipeline.workspace import Workspace
 from storage.digest import canonical_json
 
 PATH = "rejected.jsonl"
+_SESSIONS = "sessions"
+
+
+def is_refusal(line: Mapping[str, Any]) -> bool:
+    """Whether a line of the list is of a scan that has no place in the workspace: only its session tells of it."""
+    return line["file"].startswith(f"{_SESSIONS}/")
 
 
 def list_rejected(book: Book) -> Iterator[dict[str, Any]]:
@@ -35,7 +41,7 @@ def write_rejected(workspace: Workspace, book: Book) -> list[dict[str, Any]]:
         The list.
     """
     rejected = list(list_rejected(book))
-    for path in workspace.store.list("sessions"):
+    for path in workspace.store.list(_SESSIONS):
         refused = json.loads(workspace.store.get(path)).get("refused", [])
         rejected += [{"key": r["key"], "step": "ingest", "reason": r["line"], "file": path} for r in refused]
     data = b"".join(canonical_json(line) + b"\n" for line in rejected)

@@ -51,7 +51,8 @@ def open_release(place: str | Path) -> Release:
     """Open a release in a folder or a bucket (``s3://...``).
 
     Raises:
-        StorageConflict: there is none, or its manifest is damaged.
+        ConfigError: there is none.
+        StorageConflict: its manifest is damaged.
     """
     return Release(open_store(str(place)))
 
@@ -66,7 +67,8 @@ class Release:
         manifest: what belongs to it.
 
     Raises:
-        StorageConflict: there is none, or its manifest is damaged.
+        ConfigError: there is none.
+        StorageConflict: its manifest is damaged.
     """
 
     def __init__(self, store: Store) -> None:

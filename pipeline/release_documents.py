@@ -9,7 +9,7 @@ from pydantic import Field, ValidationError
 
 from pipeline.release_config import Part
 from storage.digest import canonical_json, digest_json
-from storage.errors import StorageConflict, one_line
+from storage.errors import ConfigError, StorageConflict, one_line
 from storage.frozen import Frozen
 from storage.manifest import Output
 from storage.store import Store
@@ -194,7 +194,7 @@ def holds_release(store: Store) -> bool:
     return store.exists(MANIFEST_PATH)
 
 
-def no_release(store: Store) -> StorageConflict:
+def no_release(store: Store) -> ConfigError:
     """The error of a reader who finds none."""
     remedy = "build it again" if store.exists(UNFINISHED_PATH) else "check the path"
-    return StorageConflict(one_line("is no release", store.url, f"no {MANIFEST_PATH}", remedy))
+    return ConfigError(one_line("is no release", store.url, f"no {MANIFEST_PATH}", remedy))

@@ -31,8 +31,8 @@ def run_sample(workspace: Workspace, key: str) -> Manifest:
     """Sample one scan and publish its group and manifest.
 
     A canonical scan gets identity samples, or every one where the config says so. Every scan gets deformation pairs;
-    the canonical scan's join each point to itself. Where samples are made on the fly, only the rows that the verdict looks at
-    are drawn, and no group is stored.
+    the canonical scan's join each point to itself. Where samples are made on the fly, only the rows that the verdict
+    looks at are drawn, and no group is stored.
 
     Raises:
         ConfigError: an input was not computed.

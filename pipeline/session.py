@@ -202,7 +202,13 @@ def find_scans(root: Path, session: Session, subject_prefix: str = "") -> tuple[
             line = one_line(f"subject {subject.id} stands twice", str(root / NOTE), "with differing notes", remedy)
             refused.append(Refusal(subject_id, line))
             continue
-        for expression in _with_retakes(folder, subject.expressions):
+        retakes, strays = _retakes(folder, subject.expressions)
+        for stray in strays:
+            line = one_line(
+                "is a retake of no expression", f"{folder / stray}", "", f"name {stray.split('@')[0]} in {NOTE}"
+            )
+            refused.append(Refusal(f"{subject_id}/{stray}", line))
+        for expression in [*dict.fromkeys(subject.expressions), *retakes]:
             key = f"{subject_id}/{expression}"
             if key in named:
                 continue
@@ -216,13 +222,15 @@ def find_scans(root: Path, session: Session, subject_prefix: str = "") -> tuple[
     return found, refused
 
 
-def _with_retakes(folder: Path, expressions: list[str]) -> list[str]:
-    told = list(dict.fromkeys(expressions))
+def _retakes(folder: Path, expressions: list[str]) -> tuple[list[str], list[str]]:
+    """Retakes beside the scans that a session names: those of its expressions, and those of others."""
     try:
-        there = sorted(entry.name for entry in os.scandir(folder))
+        there = sorted(entry.name for entry in os.scandir(folder) if "@" in entry.name and entry.is_dir())
     except OSError:
-        return told  # reading its scans tells what is wrong with it
-    return told + [name for name in there if "@" in name and name.split("@")[0] in told and name not in told]
+        return [], []  # reading its scans tells what is wrong with it
+    new = [name for name in there if name not in expressions]
+    known = [name for name in new if name.split("@")[0] in expressions]
+    return known, [name for name in new if name not in known]
 
 
 def _unsafe(root: Path, what: str, name: str) -> str:

@@ -206,7 +206,7 @@ def _judged(fit: PointFit, points: NDArray[np.float64], model: PointModel, unit:
         spreads = float(np.sqrt(np.mean(refit.coefficients**2)))
         off = float(np.percentile(np.abs(refit.distance_mm[refit.on_face]), 80))
         if score < LEAST_EVIDENCE:
-            reasons.append(f"the best place for a face explains {score:.0%} of the relief, {LEAST_EVIDENCE:.0%} needed")
+            reasons.append(f"the best place for a face explains {score:.1%} of the relief, {LEAST_EVIDENCE:.0%} needed")
         if off > MOST_FACE_MM:
             reasons.append(f"a fifth of its points lie {off:.1f} mm or more off a face, limit {MOST_FACE_MM:g} mm")
         if spreads > MOST_SPREADS:

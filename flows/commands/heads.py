@@ -143,7 +143,7 @@ def _drawn(
     model: str,
     workspace: str,
     out: str,
-    count: int,
+    count: Annotated[int, Parameter(validator=Number(gte=1, lte=1000))],
     output: Output,
 ) -> list[NamedMesh]:
     """What ``draw`` makes of the model's folder, with a bar that tells how far it is."""

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import Annotated, Literal
 
 from cyclopts import Parameter
+from cyclopts.validators import Number
 
 from flows.commands import Workspace
 from flows.console import PLAIN, Exit, Output, Reply
@@ -14,7 +15,10 @@ from flows.progress import progress_for
 
 StepName = Literal["ingest", "clean", "register", "sample", "train", "baselines", "evaluate", "protocols", "report"]
 Strict = Annotated[bool, Parameter(negative=(), help="Exit with 1 if any scan was rejected.")]
-WorkerCount = Annotated[int | None, Parameter(help="Worker processes; as many as there are cores when left out.")]
+WorkerCount = Annotated[
+    int | None,
+    Parameter(help="Worker processes; as many as there are cores when left out.", validator=Number(gte=1)),
+]
 
 DaskAddress = Annotated[
     str | None,
@@ -187,7 +191,7 @@ def judge(
     by
         Who says so.
     """
-    from pipeline.judge import forget_judgement, record_judgement
+    from pipeline.judge import accepts_nothing, forget_judgement, record_judgement
     from pipeline.opening import open_workspace
 
     opened = open_workspace(workspace)
@@ -197,4 +201,6 @@ def judge(
         return Reply(document, (f"{key}: no person's word stands over it; 'nphm run' redoes what depends on it",))
     word = record_judgement(opened, key, verdict, reason=reason, by=by)
     line = f"{key}: {verdict}ed by {word.by}; 'nphm run' redoes what depends on it"
+    if verdict == "accept" and accepts_nothing(opened, key):
+        line = f"{key}: {word.by}'s word is kept but has no effect: what could not be computed can't be accepted"
     return Reply({"key": key} | word.model_dump(mode="json"), (line,))

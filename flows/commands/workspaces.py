@@ -184,15 +184,17 @@ def ingest(
         "faults": report.faults,
     }
     bad = len(report.rejected) + len(refused)
-    lines = [*report.faults, *report.gone, *(f"still rejected: {line}" for line in report.still_rejected.values())]
+    lines = [*report.gone, *(f"still rejected: {line}" for line in report.still_rejected.values())]
     lines += [refusal.line for refusal in report.refused]
-    lines.append(f"{counted(len(report.accepted), 'scan')} taken in, {len(report.unchanged)} unchanged, {bad} rejected")
+    last = f"{counted(len(report.accepted), 'scan')} taken in, {len(report.unchanged)} unchanged, {bad} rejected"
+    unread = len(report.faults)
+    lines.append(f"{last}; sessions not read: {unread}" if unread else last)
     exit = Exit.DONE
     if not (report.accepted or report.unchanged):
         exit = Exit.NOTHING_USABLE
     elif strict and (bad or report.faults):
         exit = Exit.FAILED
-    return Reply(document, tuple(lines), exit)
+    return Reply(document, tuple(lines), exit, tuple(report.faults))
 
 
 def schema(

@@ -13,9 +13,11 @@ from cyclopts import App
 
 from flows.cli import VERBS, run_command
 from flows.console import Exit
+from flows.run import RunResult
 from pipeline.execute import execute
 from pipeline.ingest import ingest_session
 from pipeline.opening import open_workspace
+from pipeline.standing import StepStanding
 from registration.procedural_expressions import EXPRESSIONS
 from storage.store import LocalStore
 from tests.flows.small_steps import STEPS
@@ -55,8 +57,12 @@ def test_no_verb_is_missing_from_the_list_above():
 
 @pytest.mark.parametrize(
     "line",
-    ["bla", "run", "run -w x --until never", "ingest -w x", "judge 001/smile perhaps", "schema nothing", "run -w x"],
-)
+    [
+        "bla", "run", "run -w x --until never", "ingest -w x", "judge 001/smile perhaps", "schema nothing", "run -w x",
+        "run -w x --workers -3", "clean -w x --workers 0", "release diff nowhere elsewhere",
+        "mesh model -o x --expression smile --resolution 2",
+    ],
+)  # fmt: skip
 def test_wrong_usage_is_one_line_and_status_2(line, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert run_command(line.split()) == Exit.WRONG_USAGE
@@ -76,6 +82,40 @@ def test_status_and_plan_of_a_workspace(workspace, capsys):
     assert {"ingest", "clean"} <= {step["step"] for step in json.loads(capsys.readouterr().out)["steps"]}
     assert run_command(["plan", "-w", workspace, "-q"]) == Exit.DONE
     assert capsys.readouterr().out == ""
+
+
+def test_a_session_that_cant_be_read_is_an_error_that_even_quiet_tells(workspace, session, capsys, tmp_path):
+    nowhere = str(tmp_path / "nowhere")
+    assert run_command(["ingest", nowhere, "-w", workspace, "-q"]) == Exit.NOTHING_USABLE
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert len(told.err.splitlines()) == 1
+    assert nowhere in told.err
+    for scan in session.glob("*/*/scan.ply"):
+        scan.write_bytes(b"no mesh")
+    assert run_command(["ingest", str(session), "-w", workspace, "-q"]) == Exit.NOTHING_USABLE
+    assert capsys.readouterr().err == "nphm: 0 scans taken in, 0 unchanged, 4 rejected\n"
+
+
+def test_taking_in_lists_what_was_rejected(workspace, session, capsys):
+    (session / "001" / "smile" / "scan.ply").write_bytes(b"no mesh")
+    (session / "001" / "frown@2").mkdir()
+    assert run_command(["ingest", str(session), str(session / "not"), "-w", workspace]) == Exit.DONE
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last == "3 scans taken in, 0 unchanged, 2 rejected; sessions not read: 1"
+    lines = open_workspace(workspace).store.get("rejected.jsonl").splitlines()
+    assert [json.loads(line)["key"] for line in lines] == ["001/smile", "001/frown@2"]
+
+
+def test_a_scan_that_was_refused_takes_none_from_those_that_can_be_used():
+    rejected = [
+        {"key": "001/smile", "step": "clean", "reason": "no head", "file": "clean/001/smile/report.json"},
+        {"key": "001/neutral", "step": "ingest", "reason": "another's", "file": "sessions/other.json"},
+    ]
+    reply = RunResult([StepStanding("ingest", 3, 0, 0)], rejected=rejected).reply(strict=False)
+    assert reply.lines[-1] == "2 of 3 scans usable, 2 rejected"
+    refused = RunResult([StepStanding("ingest", 1, 0, 0)], rejected=rejected[1:]).reply(strict=False)
+    assert refused.exit == Exit.DONE
 
 
 def test_damage_is_named_by_status(workspace, session, capsys):

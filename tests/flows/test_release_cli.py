@@ -72,7 +72,7 @@ def test_build_verify_diff_withdraw(cleaned, tmp_path, capsys):
         (["build", "-w", "{out}", "-o", "{out}", "--version", "1.2.0"], "is no workspace", Exit.WRONG_USAGE),
         (["verify", "{out}"], "nothing lies there", Exit.WRONG_USAGE),
         (["verify", "{ws}"], "no manifest.json", Exit.FAILED),
-        (["diff", "{out}", "{out}"], "is no release", Exit.FAILED),
+        (["diff", "{out}", "{out}"], "is no release", Exit.WRONG_USAGE),
         (["withdraw", "nobody", "-w", "{ws}", "--reason", "asked"], "is no subject", Exit.WRONG_USAGE),
     ],
 )

@@ -169,7 +169,7 @@ def test_link_that_leads_out(workspace, session, scan, tmp_path, what):
     assert "path leaves the session (a link leads out of it)" in lines_of(workspace, session)
 
 
-@pytest.mark.parametrize("name", ["../../evil", "a/b", "", "a b", ".hidden", "x" * 90, "A@2"])
+@pytest.mark.parametrize("name", ["../../evil", "a/b", "", "a b", ".hidden", "x" * 90, "A@2", "A@1"])
 def test_subject_of_another_name(workspace, session, name):
     note = json.loads((session / "session.json").read_text())
     note["subjects"].append({"id": name, "expressions": ["neutral"]})

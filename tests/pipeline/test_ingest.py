@@ -85,6 +85,18 @@ def test_a_session_that_grew_adds_only_what_is_new(workspace, make_session):
     assert report.unchanged == ["001/neutral", "001/smile"]
 
 
+def test_a_retake_of_nothing_and_a_first_retake_are_refused(workspace, make_session):
+    session = make_session()
+    for name in ("frown@2", "smile@1"):
+        shutil.copytree(session / "001/smile", session / "001" / name)
+    report = ingest_session(workspace, session)
+    assert report.accepted == ["001/neutral", "001/smile"]
+    assert {refusal.key: refusal.line.split(": ", 1)[1].split(" (")[0] for refusal in report.refused} == {
+        "001/frown@2": "is a retake of no expression; name frown in session.json",
+        "001/smile@1": "expression of subject 001 may not be called 'smile@1'",
+    }
+
+
 def test_changed_files_are_read_again(workspace, make_session):
     session = make_session()
     ingest_session(workspace, session)

@@ -45,6 +45,17 @@ def why(workspace) -> dict[tuple[str, str], str]:
     return {(action.step, action.key): action.why for action in plan(take_snapshot(workspace))}
 
 
+def test_what_arrives_is_followed(full):
+    actions = plan(take_snapshot(full), "register", ["002/smile", "003/neutral"])
+    assert {(action.step, action.key, action.why) for action in actions} == {
+        ("clean", "002/smile", "follows ingest"),
+        ("clean", "003/neutral", "follows ingest"),
+        ("register", "002/smile", "follows clean"),
+        ("register", "003/neutral", "follows clean"),
+    }
+    assert not any(action.ready for action in actions)
+
+
 def test_the_first_plan(workspace, make_session):
     ingest_session(workspace, make_session(subjects={"001": ["smile", "neutral"]}))
     actions = plan(take_snapshot(workspace))

@@ -271,7 +271,7 @@ def test_a_killed_build_is_no_release_and_goes_on(finished, tmp_path):
         with pytest.raises(_Killed):
             build_release(finished, "1.0.0", cut)
         if writes <= len(whole):
-            with pytest.raises(StorageConflict, match="is no release"):
+            with pytest.raises(ConfigError, match="is no release"):
                 open_release(folder)
         assert writes == 0 or verify_release(LocalStore(folder)).faults
         remembered = {record.place for record in list_built(finished.store)}
@@ -333,7 +333,7 @@ def test_damage_in_the_workspace_stops_the_build(finished, tmp_path):
     finished.store.put("clean/xq-17/smile/mesh.ply", b"other bytes")
     with pytest.raises(StorageConflict, match=r"clean/xq-17/smile/mesh\.ply"):
         built(finished, tmp_path / "out")
-    with pytest.raises(StorageConflict, match="is no release"):
+    with pytest.raises(ConfigError, match="is no release"):
         open_release(tmp_path / "out")
 
 
