@@ -25,7 +25,7 @@ from model.processes import ALONE, Processes
 from model.threads import fixed_threads
 from model.trained_model import TrainedModel, WarmStart, new_model
 from model.training_data import BatchSource, TrainingData
-from model.validation import VALIDATION, HeldOutFit
+from model.validation import VALIDATION, ValidationFit
 from storage.digest import digest_bytes, digest_json
 from storage.errors import ConfigError, one_line
 
@@ -120,9 +120,9 @@ class _Run:
         self.noise = torch.Generator().manual_seed(seed + 1)
         tensors = BatchTensors(device, config.guessed_weight)
         self.objective = Objective(config, self.model, tensors, self.noise, processes)
-        self.held_out: HeldOutFit | None = None
+        self.validation: ValidationFit | None = None
         if data.validation is not None:
-            self.held_out = HeldOutFit(config, data.validation, data.validation_subjects, tensors)
+            self.validation = ValidationFit(config, data.validation, data.validation_subjects, tensors)
         self.best, self.looks_since_best, self.ended = np.inf, 0, False
         self.best_weights: dict[str, Tensor] = {}
         self.digest = digest_json(
@@ -209,7 +209,7 @@ class _Run:
         self, stage: _Stage, done: int, rate: float, losses: Losses, loss: Tensor, average: WeightAverage
     ) -> None:
         """Report the step; where it is due, record it and look at those who are not trained on."""
-        look = stage.number == 1 and self.held_out is not None and done % self.config.validation.every == 0
+        look = stage.number == 1 and self.validation is not None and done % self.config.validation.every == 0
         if look or done % self.config.record_every == 0 or done == stage.steps:
             names, values = ["loss", *losses], torch.stack([loss.detach(), *(v.detach() for v in losses.values())])
             line = dict(zip(names, self.processes.mean(values).tolist(), strict=True))
@@ -228,10 +228,10 @@ class _Run:
 
     def _look(self, stage: _Stage, average: WeightAverage) -> float:
         """Fit those who are not trained on; remember the best weights, and whether it is time to end."""
-        assert self.held_out is not None
+        assert self.validation is not None
         rules = self.config.validation
         with average.applied():
-            error = self.held_out.face_median_mm(self.model.identity, self.model.identity_codes.codes)
+            error = self.validation.face_median_mm(self.model.identity, self.model.identity_codes.codes)
             error = self.processes.agree(error)
             if error < self.best * (1 - rules.least_gain):
                 self.best, self.looks_since_best = error, 0
@@ -247,9 +247,9 @@ class _Run:
         values: dict[str, Any] = {"stage": stage.number, "step": step, "digest": self.digest, "ended": self.ended}
         values |= {"batches": {name: batches.state() for name, batches in self.data.sources().items()}}
         values |= {"curve": self.model.curve}
-        if self.held_out is not None and stage.number == 1:
-            tensors |= self.held_out.tensors() | self.best_weights
-            values |= {"held_out": self.held_out.state(), "looks_since_best": self.looks_since_best}
+        if self.validation is not None and stage.number == 1:
+            tensors |= self.validation.tensors() | self.best_weights
+            values |= {"validation": self.validation.state(), "looks_since_best": self.looks_since_best}
             values |= {"best": self.best if np.isfinite(self.best) else None}
         return encode(tensors, values)
 
@@ -267,8 +267,8 @@ class _Run:
         for name, batches in self.data.sources().items():
             batches.restore(values["batches"][name])
         self.ended = values["ended"]
-        if "held_out" in values and self.held_out is not None:
-            self.held_out.restore(tensors, values["held_out"])
+        if "validation" in values and self.validation is not None:
+            self.validation.restore(tensors, values["validation"])
             self.best = np.inf if values["best"] is None else values["best"]
             self.looks_since_best = values["looks_since_best"]
             self.best_weights = {name: t for name, t in tensors.items() if name.startswith(_BEST)}

@@ -22,7 +22,7 @@ VALIDATION = "validation_face_median_mm"
 _CODES = "validation.codes"
 
 
-class HeldOutFit:
+class ValidationFit:
     """Codes of subjects that are not trained on, fitted anew at each look from where they stood.
 
     Args:

@@ -166,7 +166,7 @@ class Training:
         from model.training_figures import training_figures
         from pipeline.blends import RegisteredPeople, blend_batches
 
-        scans, held_out = self._scans()
+        scans, others = self._scans()
         parent = None if self.parent is None else self._model_of(self.parent)
         template = self.workspace.template()
         with ExitStack() as reading:
@@ -174,8 +174,8 @@ class Training:
             prepare = page_locked if self.device.startswith("cuda") else None
             identity = reading.enter_context(identity_batches(config, scans, seed, prepare))
             validating = None
-            if held_out.subjects and self.baseline is None:
-                validating = reading.enter_context(identity_batches(config, held_out, seed, prepare))
+            if others.subjects and self.baseline is None:
+                validating = reading.enter_context(identity_batches(config, others, seed, prepare))
             painting = None
             if config.training.field.color is not None:
                 painting = color_batches(config, scans, seed + 2, prepare)
@@ -190,7 +190,7 @@ class Training:
                 identity.anchors_mm.mean(0, dtype=np.float64) if parent is None else parent.mean_anchors_mm,
                 template.anchor_pairs,
                 validating,
-                0 if validating is None else len(held_out.subjects),
+                0 if validating is None else len(others.subjects),
                 painting if painting is None else reading.enter_context(painting),
             )
             if self.baseline is None and config.blends_per_step and len(scans.subjects) > 1:

@@ -26,8 +26,8 @@ from registration.template import Template
 from storage.errors import ScanRejected, one_line
 
 JAW_STARTS = (0.0, 0.2, 0.4, 0.9)
-"""How far open the mouth is tried: from a closed mouth, the lips of an open one lie in the wrong basin. At first the
-mouth is held so, for few modes pay with the jaw for what they lack at the chin."""
+"""Openings of the mouth that a fit starts from: one that starts closed can't reach an open mouth. At first the opening
+is held, because few modes would open the jaw to make up for another chin."""
 SECOND_START_TURN_DEG = (9.0, -9.0, 6.0)
 SECOND_START_SHIFT_MM = (4.0, 6.0, -6.0)
 """Where a second fit starts, away from the first one in the head's frame: the answer must not depend on it."""

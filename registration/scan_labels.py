@@ -168,7 +168,7 @@ def _other_color(
 
 
 def _cleaned(near: sp.csr_matrix, other: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Without small pieces, first of what is no skin, then of skin within it."""
+    """Small patches of what is no skin become skin, then small patches of skin become the other."""
     out = other.copy()
     for value in (True, False):
         members = np.flatnonzero(out == value)

@@ -28,7 +28,7 @@ JUDGED_GATE_MM, JUDGED_ANGLE_DEG = 3.0, 20.0
 """How far and how much turned a surface may be and still agree, when the last place is judged."""
 SMOOTH_SHARE, USUAL_FACE = 0.5, 0.6
 REST_SHARE, USUAL_REST = 0.1, 0.4
-"""What agreement of the whole face, and of the rest of the head, above the usual adds to that of the relief."""
+"""How much agreement above the usual adds to the score: of the whole face, and of the rest of the head."""
 RELIEF_MM = 40.0
 """Surroundings against which a normal's relief is told."""
 LIKENESS_SHARE, USUAL_LIKENESS = 1.5, 0.39
@@ -84,7 +84,7 @@ class SearchModel:
         )
 
     def every(self, step: int) -> SearchModel:
-        """Every so manieth point of it."""
+        """Every ``step``-th point of it."""
         pick = slice(None, None, step)
         return replace(
             self, points=self.points[pick], normals=self.normals[pick], weights=self.weights[pick],
