@@ -48,7 +48,7 @@ from pipeline.rejected import write_rejected
 from pipeline.session import Refusal
 from pipeline.snapshot import Snapshot, take_snapshot
 from pipeline.workspace import Workspace
-from storage.errors import ConfigError, NphmError
+from storage.errors import ConfigError, NphmError, one_line
 from storage.lock import Lock, hold
 from storage.manifest import Manifest
 
@@ -207,6 +207,7 @@ def _do_what_is_stale(
     cores = os.cpu_count() or 1
     done: dict[str, int] = {}
     tried: set[Action] = set()
+    ended: set[Action] = set()
     failures: list[NphmError] = []
     run_tags = RunTags()
     with ExitStack() as stack:
@@ -218,6 +219,7 @@ def _do_what_is_stale(
 
         def finish(action: Action, finished: Done) -> None:
             step = finished.outcome.step
+            ended.add(action)
             log.add(finished, _session_of(snapshot, action.key))
             if finished.outcome.verdict == "rejected":
                 progress.say(f"rejected: {finished.outcome.key} at {step}: {'; '.join(finished.outcome.reasons)}")
@@ -241,6 +243,7 @@ def _do_what_is_stale(
             wave = _next_wave(actions, tried)
             lock.check()
             if not wave:
+                failures += [_undone(action) for action in actions if action in ended]
                 break
             step = wave[0].step
             whole = workspace.steps[step].scope == "model"
@@ -274,6 +277,13 @@ def _session_of(snapshot: Snapshot, key: str) -> str:
     """The session that a scan came with; empty for a model."""
     taken = snapshot.manifest("ingest", key)
     return "" if taken is None else str(taken.extra("session_id"))
+
+
+def _undone(action: Action) -> StepError:
+    """The failure where a worker found fresh, or left, what the planner still finds stale."""
+    what = f"{action.step} of {action.key}"
+    remedy = "let the run and all its workers use one version of the program"
+    return StepError(one_line("is to be done again right after it was done", what, action.why, remedy))
 
 
 def _next_wave(actions: list[Action], tried: set[Action]) -> list[Action]:

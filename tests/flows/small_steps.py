@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import sys
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -15,6 +16,8 @@ from pipeline.workspace import Workspace
 from storage.errors import ScanRejected
 from storage.manifest import Manifest
 
+IS_WORKER = "flows.worker" in sys.orig_argv
+CLEAN_VERSION = 1 if IS_WORKER else int(os.environ.get("SMALL_STEP_VERSION_OF_THE_RUN", "1"))
 SECONDS = float(os.environ.get("SMALL_STEP_SECONDS", "0"))
 
 
@@ -59,7 +62,7 @@ STEPS = {
     spec.name: spec
     for spec in (
         StepSpec("ingest", "ingest", STEP_VERSION, None, judge_ingest),
-        StepSpec("clean", "clean", 1, run_clean, judge, needs=(Need("ingest"),)),
+        StepSpec("clean", "clean", CLEAN_VERSION, run_clean, judge, needs=(Need("ingest"),)),
         StepSpec("register", "registrations", 1, run_register, judge, needs=_REGISTER_NEEDS),
         StepSpec("train", "models", 1, run_train, judge, scope="model", needs=(Need("register", "all"),)),
     )

@@ -142,6 +142,13 @@ def test_a_fault_in_one_scan_lets_the_others_go_on_and_is_told_at_the_end(run, w
     assert {key for step, key in made if step == "clean"} == {"001/neutral", "001/smile", "002/neutral"}
 
 
+def test_workers_of_another_version_are_told_and_the_run_does_not_end_as_done(run, workspace):
+    told = run(until="clean", SMALL_STEP_VERSION_OF_THE_RUN="2")
+    assert told["status"] == 1
+    assert "is to be done again right after it was done (step version 1 -> 2)" in told["heard"]
+    assert told["heard"].splitlines()[-1].endswith("one version of the program (4 such failures)")
+
+
 def test_a_full_disk_stops_the_run_at_once(run, workspace):
     told = run(SMALL_STEP_FINDS_NO_ROOM="clean 001/neutral", SMALL_STEP_SECONDS="2")
     assert told["status"] == 1
