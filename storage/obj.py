@@ -21,7 +21,7 @@ MAX_LINES = 2 * MAX_ELEMENTS + 1_000_000
 LINES_AT_A_TIME = 1 << 18
 MAX_LINE_BYTES = 1 << 20
 """Of a vertex or face; a polygon of a hundred thousand corners is none of a mesh."""
-BYTES_AT_A_TIME = 1 << 22
+BYTES_AT_A_TIME = 1 << 20
 _SCAN_BYTES = 1 << 20
 """At a time where all lines are looked at."""
 _BLANK = (9, 32)
@@ -52,7 +52,7 @@ def read_obj(data: bytes, where: str) -> ObjGeometry:
 
     Raises:
         ScanRejected: the file is no OBJ, is damaged, or refers to vertices that it lacks. No more memory than 14 times
-            the file's size is taken, 40 times where polygons have very many corners, and 250 MiB for what is read at
+            the file's size is taken, 40 times where polygons have very many corners, and 100 MiB for what is read at
             a time.
     """
     if len(data) > MAX_BYTES:
