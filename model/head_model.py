@@ -7,11 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
+from pydantic import ValidationError
 from torch import Tensor
 
 from model.attribute_field import AttributeField, ColorField, RegionField
@@ -22,6 +22,7 @@ from model.config import FieldConfig
 from model.head_fields import HeadFields
 from model.imface_fields import KEYPOINTS
 from model.meshing import extract
+from model.model_document import FORMAT, ModelDocument
 from model.networks import HeadNetworks
 from model.shape_and_motion import MotionField, ShapeField
 from model.trained_model import TrainedModel, WarmStart
@@ -34,11 +35,6 @@ from storage.digest import digest_bytes
 from storage.errors import ConfigError, ScanRejected, one_line
 from storage.jsonfile import read_json
 
-FORMAT = 1
-"""Version of the files of a model folder."""
-
-_MAX_ANCHORS = 4096
-"""The distance between any two is computed."""
 _FILES = ("model.safetensors", "codes.safetensors", "config.json", "template.npz")
 _MAX_FILE_BYTES = 4 * 1024**3
 
@@ -134,8 +130,8 @@ class HeadModel:
             if name not in files:
                 remedy = "name a model folder, or train one with 'nphm train'"
                 raise ConfigError(one_line("is no model folder", where, f"{name} is missing", remedy))
-        told = _told(files["config.json"], f"{where}/config.json")
-        anchors = torch.as_tensor(to_units(told.mean_anchors_mm))
+        told = _document(files["config.json"], f"{where}/config.json")
+        anchors = torch.as_tensor(to_units(np.array(told.mean_anchors_mm, np.float32).reshape(-1, 3)))
         weights, _ = decode(files["model.safetensors"], f"{where}/model.safetensors")
         fields = HeadNetworks.of_tensors(told.field, anchors, told.anchor_pairs, weights, f"{where}/model.safetensors")
         fields.frozen(device)
@@ -159,8 +155,8 @@ class HeadModel:
             codes["identity"],
             codes["expression"],
             template,
-            told.box_mm,
-            told.throat_plane,
+            np.array(told.box_mm, np.float64),
+            np.array(told.throat_plane, np.float64),
             fields.regions,
             fields.color,
             codes.get("appearance"),
@@ -170,22 +166,22 @@ class HeadModel:
         """The model folder's files by name: weights, codes, config and template. Same model, same bytes."""
         codes = {"identity": self.identity_codes, "expression": self.expression_codes}
         codes |= {} if self.appearance_codes is None else {"appearance": self.appearance_codes}
-        told: dict[str, Any] = {
-            "format": FORMAT,
-            "field": self.config.model_dump(mode="json"),
-            "anchor_pairs": self.identity_field.layout.pairs,
-            "mean_anchors_mm": self.mean_anchors_mm.tolist(),
-            "subjects": list(self.subjects),
-            "scans": list(self.scans),
-            "box_mm": self.box_mm.tolist(),
-            "throat_plane": self.throat_plane.tolist(),
-            "mm_per_unit": MM_PER_UNIT,
-            "template_sha256": self.template.digest(),
-        }
+        told = ModelDocument(
+            format=FORMAT,
+            field=self.config,
+            anchor_pairs=self.identity_field.layout.pairs,
+            mean_anchors_mm=self.mean_anchors_mm.tolist(),
+            subjects=self.subjects,
+            scans=self.scans,
+            box_mm=self.box_mm.tolist(),
+            throat_plane=self.throat_plane.tolist(),
+            mm_per_unit=MM_PER_UNIT,
+            template_sha256=self.template.digest(),
+        )
         return {
             "model.safetensors": encode(self._networks().tensors()),
             "codes.safetensors": encode({name: torch.as_tensor(array) for name, array in codes.items()}),
-            "config.json": json.dumps(told, indent=1, sort_keys=True).encode(),
+            "config.json": json.dumps(told.model_dump(mode="json"), indent=1, sort_keys=True).encode(),
             "template.npz": self.template.to_bytes(),
         }
 
@@ -406,21 +402,7 @@ class HeadModel:
         return torch.as_tensor(array).to(self.device)
 
 
-@dataclass(frozen=True)
-class _Told:
-    """What ``config.json`` says, checked; see ``HeadModel``."""
-
-    field: FieldConfig
-    anchor_pairs: int
-    mean_anchors_mm: NDArray[np.float32]
-    subjects: tuple[str, ...]
-    scans: tuple[str, ...]
-    box_mm: NDArray[np.float64]
-    throat_plane: NDArray[np.float64]
-    template_sha256: str
-
-
-def _told(data: bytes, where: str) -> _Told:
+def _document(data: bytes, where: str) -> ModelDocument:
     """Decode ``config.json``.
 
     Raises:
@@ -431,42 +413,19 @@ def _told(data: bytes, where: str) -> _Told:
         if told["format"] != FORMAT or told["mm_per_unit"] != MM_PER_UNIT:
             why = f"format {told['format']} of {told['mm_per_unit']} mm, this program reads {FORMAT} of {MM_PER_UNIT:g}"
             raise ConfigError(one_line("is of another version", where, why, "train it again"))
-        field, pairs = FieldConfig.model_validate(told["field"]), told["anchor_pairs"]
-        mean = _finite(told["mean_anchors_mm"], (-1, 3), "mean_anchors_mm").astype(np.float32)
-        if len(mean) > _MAX_ANCHORS or (field.imface is not None and len(mean) != len(KEYPOINTS)):
-            raise ValueError(f"{len(mean)} anchors")
-        if type(pairs) is not int or not 0 <= 2 * pairs <= len(mean):
-            raise ValueError(f"anchor_pairs is {str(pairs)[:40]} of {len(mean)} anchors")
-        box = _finite(told["box_mm"], (2, 3), "box_mm")
-        if not (box[0] < box[1]).all():
-            raise ValueError("box_mm has no inside")
-        plane = _finite(told["throat_plane"], (4,), "throat_plane")
-        names = [told[part] for part in ("subjects", "scans")]
-        if not all(isinstance(part, list) and all(isinstance(name, str) for name in part) for part in names):
-            raise ValueError("subjects and scans are no lists of names")
-        subjects, scans = (tuple(part) for part in names)
-        return _Told(field, pairs, mean, subjects, scans, box, plane, str(told["template_sha256"]))
+        document = ModelDocument.model_validate(told)
+        if document.field.imface is not None and len(document.mean_anchors_mm) != len(KEYPOINTS):
+            raise ValueError(f"{len(document.mean_anchors_mm)} anchors")
     except ScanRejected as error:
         raise ConfigError(str(error)) from error
-    except (ValueError, KeyError, TypeError, OverflowError) as error:
-        why = f"{error} is missing" if isinstance(error, KeyError) else str(error).splitlines()[0]
+    except ValidationError as error:
+        first = error.errors()[0]
+        why = f"{'.'.join(map(str, first['loc']))}: {first['msg']}".removeprefix(": ")
         raise ConfigError(one_line("is damaged", where, why, "train the model again")) from error
-
-
-def _finite(told: Any, shape: tuple[int, ...], name: str) -> NDArray[np.float64]:
-    """Numbers of a JSON list; -1 is any length.
-
-    Raises:
-        ValueError: they are none, or of another shape.
-    """
-    found = np.asarray(told, np.float64)
-    if found.size == 0 and shape[0] == -1:
-        found = found.reshape(0, *shape[1:])
-    if len(found.shape) != len(shape) or any(w not in (-1, n) for w, n in zip(shape, found.shape, strict=True)):
-        raise ValueError(f"{name} has the shape {found.shape}")
-    if not np.isfinite(found).all():
-        raise ValueError(f"{name} has values that are no numbers")
-    return found
+    except (ValueError, KeyError, TypeError) as error:
+        why = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+        raise ConfigError(one_line("is damaged", where, why, "train the model again")) from error
+    return document
 
 
 def _codes(data: bytes, wanted: Mapping[str, tuple[int, int]], where: str) -> dict[str, NDArray[np.float32]]:

@@ -6,7 +6,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, RootModel
 
 from storage.frozen import Frozen
 
@@ -45,6 +45,12 @@ class ScanDocument(Frozen):
         default=None,
         description="file with tensors identity and expression/NAME; null where nothing was fitted",
     )
+
+
+class FittedLandmarks(RootModel[list[tuple[float, float, float]]]):
+    """``NAME.landmarks.json``: the usual 68 landmarks of a fitted head, in the scan's own frame and unit."""
+
+    root: list[tuple[float, float, float]] = Field(min_length=68, max_length=68)
 
 
 class FitDocument(Frozen):

@@ -12,7 +12,7 @@ import numpy as np
 from safetensors.numpy import save as encode_safetensors
 
 from pipeline.fit import Fit, FittedScan, ScanFitConfig, fit_scans
-from pipeline.fit_document import CODES_FILE, FitDocument, ScanDocument, rows_of
+from pipeline.fit_document import CODES_FILE, FitDocument, FittedLandmarks, ScanDocument, rows_of
 from pipeline.fit_inputs import FitInput, read_scan
 from pipeline.fit_pictures import fit_sheet
 from registration.mesh import mesh_to_ply
@@ -86,7 +86,7 @@ def _files(name: str, scan: FittedScan) -> dict[str, bytes]:
     return {
         f"{name}.ply": mesh_to_ply(scan.mesh),
         f"{name}.template.ply": mesh_to_ply(scan.template_mesh),
-        f"{name}.landmarks.json": json.dumps(scan.landmarks.tolist()).encode(),
+        f"{name}.landmarks.json": json.dumps(FittedLandmarks(scan.landmarks.tolist()).model_dump()).encode(),
         f"{name}.png": to_png(fit_sheet(name, scan)),
     }
 

@@ -6,11 +6,25 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from pydantic import Field
+
 from pipeline.inputs import Book
 from pipeline.workspace import Workspace
 from storage.digest import canonical_json
+from storage.frozen import Frozen
 
 PATH = "rejected.jsonl"
+
+
+class RejectedScan(Frozen):
+    """A line of ``rejected.jsonl``."""
+
+    key: str = Field(description="SUBJECT/EXPRESSION, as the session names it")
+    step: str = Field(description="that rejected it")
+    reason: str = Field(description="why, what to do included")
+    file: str = Field(description="the report, or the note of the session, that says so")
+
+
 _SESSIONS = "sessions"
 
 
@@ -26,7 +40,7 @@ def list_rejected(book: Book) -> Iterator[dict[str, Any]]:
             manifest = book.manifest(spec.name, key) if spec.scope == "scan" else None
             if manifest is not None and not manifest.accepted:
                 reason = "; ".join(manifest.reasons)
-                yield {"key": key, "step": spec.name, "reason": reason, "file": spec.manifest_path(key)}
+                yield _line(key, spec.name, reason, spec.manifest_path(key))
                 break
 
 
@@ -43,7 +57,7 @@ def write_rejected(workspace: Workspace, book: Book) -> list[dict[str, Any]]:
     rejected = list(list_rejected(book))
     for path in workspace.store.list(_SESSIONS):
         refused = json.loads(workspace.store.get(path)).get("refused", [])
-        rejected += [{"key": r["key"], "step": "ingest", "reason": r["line"], "file": path} for r in refused]
+        rejected += [_line(r["key"], "ingest", r["line"], path) for r in refused]
     data = b"".join(canonical_json(line) + b"\n" for line in rejected)
     try:
         unchanged = workspace.store.get(PATH) == data
@@ -52,3 +66,7 @@ def write_rejected(workspace: Workspace, book: Book) -> list[dict[str, Any]]:
     if not unchanged:
         workspace.store.put(PATH, data)
     return rejected
+
+
+def _line(key: str, step: str, reason: str, file: str) -> dict[str, Any]:
+    return RejectedScan(key=key, step=step, reason=reason, file=file).model_dump()

@@ -27,6 +27,9 @@ SCHEMAS = {
     "release-splits": "pipeline.release_documents:ReleasedSplits",
     "tombstone": "pipeline.tombstones:Tombstone",
     "metrics": "pipeline.train_config:Metrics",
+    "config": "model.model_document:ModelDocument",
+    "landmarks": "pipeline.fit_document:FittedLandmarks",
+    "rejected": "pipeline.rejected:RejectedScan",
 }
 """Where the class behind each document is found."""
 

@@ -12,6 +12,7 @@ import pytest
 from cyclopts import App
 
 from flows.cli import VERBS, run_command
+from flows.commands.workspaces import SCHEMAS
 from flows.console import Exit
 from flows.run import RunResult
 from pipeline.execute import execute
@@ -196,7 +197,7 @@ def test_a_plan_and_a_status_load_nothing_that_computes():
     assert done.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("name", ["session", "pipeline", "report", "judgement", "fit", "latest"])
+@pytest.mark.parametrize("name", list(SCHEMAS))
 def test_schemas_are_printed(name, capsys):
     assert run_command(["schema", name, "--json"]) == Exit.DONE
-    assert json.loads(capsys.readouterr().out)["type"] == "object"
+    assert json.loads(capsys.readouterr().out)["type"] == ("array" if name == "landmarks" else "object")

@@ -114,14 +114,20 @@ def test_a_workspace_has_one_run_at_a_time(run, workspace):
     assert "is in use (a test by process" in told["heard"]
 
 
-@pytest.mark.parametrize("address", ["nonsense", "tcp://127.0.0.1:1"])
-def test_a_dask_scheduler_that_does_not_answer_is_named(scans, engine_home, server, address):
+@pytest.mark.parametrize(
+    ("address", "what", "status"),
+    [
+        ("nonsense", "is no address of a Dask scheduler", 2),
+        ("tcp://127.0.0.1:1", "is no Dask scheduler that answers", 1),
+    ],
+)
+def test_a_dask_scheduler_that_does_not_answer_is_named(scans, engine_home, server, address, what, status):
     code = "import sys; from flows.cli import main; main(['clean', '-w', sys.argv[1], '--dask', sys.argv[2]])"
     command = [sys.executable, "-c", code, scans, address]
     env = engine_home | {"PREFECT_API_URL": server}
     done = subprocess.run(command, capture_output=True, text=True, env=env, cwd=REPOSITORY)
-    assert done.returncode == 1
-    assert done.stderr.startswith(f"nphm: {address}: is no Dask scheduler that answers"), done.stderr
+    assert done.returncode == status
+    assert done.stderr.startswith(f"nphm: {address}: {what}"), done.stderr
     assert len(done.stderr.splitlines()) == 1
 
 
