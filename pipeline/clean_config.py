@@ -9,7 +9,7 @@ from pydantic import Field
 
 from storage.frozen import Frozen
 
-STEP_VERSION = 9
+STEP_VERSION = 10
 
 
 class CleanConfig(Frozen):
