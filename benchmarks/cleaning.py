@@ -28,9 +28,9 @@ import numpy as np
 import open3d as o3d
 
 ROOT = Path(__file__).resolve().parents[1]
-SHARED = ROOT.parent / "shared"
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.ict import CAPTURE_TOOL, HEADS, require_ict
 from benchmarks.truth import load_truth, measure_cleaning
 from pipeline.capture import IngestConfig, read_capture
 from pipeline.clean import clean_scan
@@ -62,7 +62,7 @@ def captures(
     out = work / "captures" / f"{profile}_{seed}{turned}"
     wanted = [out / "truth" / f"{s:03d}" / f"{e}.npz" for s in range(1, subjects + 1) for e in expressions]
     if not all(path.exists() for path in wanted):
-        command = [sys.executable, str(SHARED / "tools" / "ict_captures.py"), str(out), "--profile", profile]
+        command = [sys.executable, str(CAPTURE_TOOL), str(out), "--profile", profile]
         command += ["--subjects", str(subjects), "--expressions", ",".join(expressions), "--seed", str(seed)]
         command += ["--beard", "0.3", "--glasses", "0.4"]
         if turn_deg is not None:
@@ -145,7 +145,7 @@ def plain_row(root: Path, key: str) -> dict[str, float | str]:
 def clean_alone(root: Path, key: str) -> float:
     """Seconds of the processor that one scan takes with one thread, kernels warm; for a process of its own."""
     capture = load_capture(root, key)
-    template = import_ict(SHARED / "heads" / "ict_heads.npz")
+    template = import_ict(HEADS)
     clean_scan(capture, template, CleanConfig(), threads=1)
     began = time.process_time()
     clean_scan(capture, template, CleanConfig(), threads=1)
@@ -175,12 +175,13 @@ def main() -> None:
     ask.add_argument("--one", action="store_true", help="one scan of each profile, and no two side by side")
     ask.add_argument("--turn", type=float, help="spread of the heads' turn, degrees; worlds of any orientation")
     told = ask.parse_args()
+    require_ict()
     profiles = ("studio",) if told.quick else tuple(told.profiles.split(","))
     one_scan = told.quick or told.one
     seeds, subjects, expressions = ((0,), 1, EXPRESSIONS[:1]) if one_scan else (SEEDS, SUBJECTS, EXPRESSIONS)
     # The first call compiles the kernels; that is no scan's cost.
     warm_up(told.threads)
-    template = import_ict(SHARED / "heads" / "ict_heads.npz")
+    template = import_ict(HEADS)
     code = code_digest()
     # Profiles innermost, so that what is there after a kill covers all of them.
     scans = [

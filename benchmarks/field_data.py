@@ -18,6 +18,7 @@ import numpy as np
 import tomli_w
 import torch
 
+from benchmarks.ict import CAPTURE_TOOL, HEADS, require_ict
 from model.bound_fields import BoundFields
 from model.head_fields import HeadFields
 from model.trained_model import TrainedModel
@@ -34,7 +35,6 @@ from registration.mesh import mesh_from_ply
 from registration.template import Template
 from storage.digest import digest_json
 
-SHARED = Path(__file__).resolve().parents[2] / "shared"
 EXPRESSIONS = ("neutral_open", "smile", "jaw_open_wide", "brows_up", "neutral", "lips_pressed")
 
 
@@ -53,16 +53,16 @@ def make_workspace(
     Training takes the preset's steps, or those given, and all subjects but those held out. With ``every_scan`` the
     expressions too have distances.
     """
+    require_ict()
     captures = work / f"field-captures-{subjects}x{expressions}"
     if not (captures / "complete").exists():
         told = ["--subjects", str(subjects), "--expressions", ",".join(EXPRESSIONS[:expressions]), "--format", "mesh"]
-        tool = SHARED / "tools" / "ict_captures.py"
-        subprocess.run([sys.executable, str(tool), str(captures), *told], check=True, stdout=subprocess.DEVNULL)
+        subprocess.run([sys.executable, str(CAPTURE_TOOL), str(captures), *told], check=True, stdout=subprocess.DEVNULL)
         (captures / "complete").touch()
     url = work / f"field-{name}-{subjects}x{expressions}-{preset}"
     if not (url / "pipeline.toml").exists():
         template = work / "ict_template.npz"
-        nphm("template", "import-ict", SHARED / "heads" / "ict_heads.npz", "-o", template)
+        nphm("template", "import-ict", HEADS, "-o", template)
         nphm("init", url, "--preset", preset, "--template", template)
         config = tomllib.loads((url / "pipeline.toml").read_text())
         config["splits"] |= {"held_out": 0.0, "held_out_ids": list(held_out)}

@@ -37,6 +37,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # before this folder, whose files are named like packages
 
+from benchmarks.ict import CAPTURE_TOOL, HEADS, require_ict
 from benchmarks.truth import Surface, motion_onto
 from pipeline.config import preset_config
 from pipeline.execute import execute_in
@@ -48,7 +49,6 @@ from registration.template import Template
 from registration.template_import import import_ict
 from storage.errors import NphmError
 
-SHARED = ROOT.parent / "shared"
 KEY = "001/neutral_open"
 SECONDS = 240
 MEMORY_BYTES = 12 * 1024**3
@@ -111,7 +111,7 @@ def make_captures(work: Path, template: Path) -> None:
         ("mesh", "mesh", "160x120"),
     ):
         if not (work / name / "session/session.json").exists():
-            command = [sys.executable, str(SHARED / "tools" / "ict_captures.py"), str(work / name), "--subjects", "1"]
+            command = [sys.executable, str(CAPTURE_TOOL), str(work / name), "--subjects", "1"]
             command += [
                 "--expressions",
                 "neutral_open",
@@ -134,7 +134,7 @@ def make_captures(work: Path, template: Path) -> None:
         file.with_suffix(".obj").write_text("\n".join([*lines, ""]))
         file.unlink()
     if not template.exists():
-        template.write_bytes(import_ict(SHARED / "heads" / "ict_heads.npz").to_bytes())
+        template.write_bytes(import_ict(HEADS).to_bytes())
 
 
 def choose_file(session: Path, target: str, rng: np.random.Generator) -> Path:
@@ -252,6 +252,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=500)
     parser.add_argument("--processes", type=int, default=2)
     arguments = parser.parse_args()
+    require_ict()
     work = arguments.work.absolute() / "mutations"
     work.mkdir(parents=True, exist_ok=True)
     make_captures(work, work / "template.npz")

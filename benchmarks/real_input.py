@@ -23,9 +23,9 @@ import tomli_w
 from numpy.typing import NDArray
 
 ROOT = Path(__file__).resolve().parents[1]
-SHARED = ROOT.parent / "shared"
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.ict import CAPTURE_TOOL, HEADS, require_ict
 from benchmarks.truth import (
     FACE_VERTICES,
     REACH_MM,
@@ -57,9 +57,8 @@ def make_sessions(work: Path, seed: int) -> dict[str, Path]:
         root = work / f"ict-studio-{seed}" / name
         done = root / "complete"
         if not done.exists():
-            tool = SHARED / "tools" / "ict_captures.py"
             told = ["--subjects", str(count), "--first-subject", str(first), "--expressions", EXPRESSIONS]
-            call = [sys.executable, str(tool), str(root), *told, "--seed", str(seed), *extra]
+            call = [sys.executable, str(CAPTURE_TOOL), str(root), *told, "--seed", str(seed), *extra]
             subprocess.run(call, check=True, stdout=subprocess.DEVNULL)
             done.touch()
         roots |= {f"{subject:03d}": root for subject in range(first, first + count)}
@@ -75,7 +74,7 @@ def make_workspace(url: Path, roots: dict[str, Path], steps: tuple[int, int]) ->
     """Set up, ingest and run; returns the seconds that ``run`` took."""
     if not (url / "pipeline.toml").exists():
         template = url.parent / "ict_template.npz"
-        nphm("template", "import-ict", SHARED / "heads" / "ict_heads.npz", "-o", template)
+        nphm("template", "import-ict", HEADS, "-o", template)
         nphm("init", url, "--preset", "demo", "--template", template)
         config = tomllib.loads((url / "pipeline.toml").read_text())
         config["splits"]["held_out_ids"] = HELD_OUT
@@ -166,6 +165,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--steps", type=int, nargs=2, default=(3000, 2000), metavar=("STAGE1", "STAGE2"))
     args = parser.parse_args()
+    require_ict()
     args.work.mkdir(parents=True, exist_ok=True)
     roots = make_sessions(args.work, args.seed)
     url = args.work / f"real-input-{args.seed}-{args.steps[0]}-{args.steps[1]}"

@@ -34,9 +34,9 @@ from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
 ROOT = Path(__file__).resolve().parents[1]
-SHARED = ROOT.parent / "shared"
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.ict import CAPTURE_TOOL, HEADS, require_ict
 from benchmarks.registration_cases import cut_away, nricp_row, own_row, pose_row, turned_head
 from benchmarks.truth import FACE_VERTICES, SKIN, Surface, Truth, load_truth, rigid_motion
 from pipeline.capture import IngestConfig, read_capture
@@ -117,7 +117,7 @@ def captures(work: Path, profile: str, first: int, subjects: int, expressions: t
         worn = "1" if s <= max(1, SUBJECTS[profile] // 3) else "0"
         missing = [e for e in expressions if not (out / "truth" / f"{s:03d}" / f"{e}.npz").exists()]
         if missing:
-            command = [sys.executable, str(SHARED / "tools" / "ict_captures.py"), str(out), "--profile", profile]
+            command = [sys.executable, str(CAPTURE_TOOL), str(out), "--profile", profile]
             command += ["--subjects", "1", "--first-subject", str(s), "--expressions", ",".join(missing)]
             command += ["--seed", "21", "--glasses" if s % 2 else "--beard", worn]
             subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
@@ -305,7 +305,8 @@ def main() -> None:
     ask.add_argument("--poses", type=int, default=0, help="turned heads; 200 by default, 12 with --quick")
     ask.add_argument("--threads", type=int, default=2)
     told = ask.parse_args()
-    template = import_ict(SHARED / "heads" / "ict_heads.npz")
+    require_ict()
+    template = import_ict(HEADS)
     nothing = np.zeros((0, len(template.mesh.vertices), 3), np.float32)
     bare = replace(template, name="bare", identity_basis=nothing, expression_basis=nothing, expression_names=())
     wanted = told.rows.split(",")
