@@ -202,7 +202,7 @@ def _clean_mesh(key: str, told: Mesh, template: Template, config: CleanConfig, s
     cut = sound.select_vertices(in_box(sound.vertices, T, low, high))
     pieces = split_pieces(cut, config.piece_area_mm2, config.piece_gap_mm)
     kept = cut.select_vertices(pieces.kept)
-    kept = kept.select_faces(np.ones(len(kept.faces), bool))
+    kept = kept.select_faces(np.ones(len(kept.faces), bool))  # drops vertices that no face has
     voxel = config.voxel_mm or MESH_VOXEL_MM
     views = views_of_mesh(kept, transform_points(T, np.array([[0.0, 20.0, 0.0]]))[0], pixel_mm=1.2 * voxel)
     truncation = config.truncation_voxels * voxel
@@ -210,7 +210,7 @@ def _clean_mesh(key: str, told: Mesh, template: Template, config: CleanConfig, s
     surface = extract_surface(values, grid)
     closed = repair(complete(values, surface, grid, views, truncation)).transformed(grid.T_world_from_grid)
     count = len(kept.vertices)
-    columns: dict[str, NDArray] = {
+    columns: dict[str, NDArray] = {  # who saw what of a fused mesh is not known: all of it counts as seen once
         "views": np.ones(count, np.uint8),
         "spread_mm": np.zeros(count, np.float32),
         "observed": np.ones(count, np.uint8),
@@ -317,7 +317,7 @@ def _surface(views: FittedViews, grid: Grid, config: CleanConfig, threads: int) 
     mesh, filled = open_part(closed, config.hole_mm)
     guessed = mesh.attributes["guessed"] > 0
     area = face_areas(mesh.vertices, mesh.faces)
-    columns: dict[str, NDArray] = {
+    columns: dict[str, NDArray] = {  # who saw what of a fused mesh is not known: all of it counts as seen once
         "views": mesh.attributes["views"],
         "spread_mm": mesh.attributes["spread_mm"],
         "observed": (~guessed).astype(np.uint8),
