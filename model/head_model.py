@@ -33,6 +33,7 @@ from registration.template import Template
 from storage.bounded import read_bounded
 from storage.digest import digest_bytes
 from storage.errors import ConfigError, ScanRejected, one_line
+from storage.frozen import first_fault
 from storage.jsonfile import read_json
 
 _FILES = ("model.safetensors", "codes.safetensors", "config.json", "template.npz")
@@ -419,8 +420,7 @@ def _document(data: bytes, where: str) -> ModelDocument:
     except ScanRejected as error:
         raise ConfigError(str(error)) from error
     except ValidationError as error:
-        first = error.errors()[0]
-        why = f"{'.'.join(map(str, first['loc']))}: {first['msg']}".removeprefix(": ")
+        why = first_fault(error).removeprefix(": ")
         raise ConfigError(one_line("is damaged", where, why, "train the model again")) from error
     except (ValueError, KeyError, TypeError) as error:
         why = f"{error} is missing" if isinstance(error, KeyError) else str(error)

@@ -10,7 +10,7 @@ from pydantic import Field, ValidationError
 from pipeline.release_config import Part
 from storage.digest import canonical_json, digest_json
 from storage.errors import ConfigError, StorageConflict, one_line
-from storage.frozen import Frozen
+from storage.frozen import Frozen, first_fault
 from storage.manifest import Output
 from storage.store import Store
 
@@ -179,8 +179,7 @@ def parse_document(kind: type[D], data: bytes, where: str) -> D:
     try:
         return kind.model_validate_json(data)
     except ValidationError as error:
-        first = error.errors()[0]
-        why = f"{'.'.join(str(part) for part in first['loc']) or 'JSON'}: {first['msg']}"
+        why = first_fault(error, "JSON")
         raise StorageConflict(one_line("does not fit its schema", where, why, "copy the release again")) from error
 
 

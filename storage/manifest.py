@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from storage.digest import digest_bytes, digest_json
 from storage.errors import StorageConflict, one_line
-from storage.frozen import Frozen
+from storage.frozen import Frozen, first_fault
 from storage.store import Stat, Store
 
 SCHEMA_VERSION = 1
@@ -175,9 +175,9 @@ def parse_manifest(data: bytes, path: str) -> Manifest:
     try:
         return Manifest.model_validate_json(data)
     except ValidationError as error:
-        first = error.errors()[0]
-        why = f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"
-        raise StorageConflict(one_line("is no manifest", path, why, "delete it and run again")) from error
+        raise StorageConflict(
+            one_line("is no manifest", path, first_fault(error), "delete it and run again")
+        ) from error
 
 
 def parse_judgement(data: bytes, path: str) -> Judgement:
@@ -189,9 +189,8 @@ def parse_judgement(data: bytes, path: str) -> Judgement:
     try:
         return Judgement.model_validate_json(data)
     except ValidationError as error:
-        first = error.errors()[0]
-        why = f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"
-        raise StorageConflict(one_line("is no judgement", path, why, "say it anew with 'nphm judge'")) from error
+        remedy = "say it anew with 'nphm judge'"
+        raise StorageConflict(one_line("is no judgement", path, first_fault(error), remedy)) from error
 
 
 def read_output(store: Store, manifest: Manifest, name: str) -> bytes:
